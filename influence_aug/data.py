@@ -221,7 +221,7 @@ def source_from_dls(dls, test=None):
     pool,valid = (_from_dl(dl, vocab) for dl in (dls.train, dls.valid))
     return Source(pool, valid, test, name='dls')
 
-# %% ../nbs/00_data.ipynb #c772eea5
+# %% ../nbs/00_data.ipynb #b6780e01
 def _from_dl(dl, vocab):
     xs,ys = zip(*_plain_batches(dl))
     x,y = torch.cat(xs).float(),torch.cat(ys).long()
@@ -231,7 +231,7 @@ def _from_dl(dl, vocab):
 
 def _plain_batches(dl):
     plain = lambda b: (torch.as_tensor(b[0]).cpu().as_subclass(Tensor), torch.as_tensor(b[1]).cpu().as_subclass(Tensor))
-    if not hasattr(dl, 'after_batch'): return [plain(b) for b in dl]
+    if not hasattr(getattr(dl, 'after_batch', None), 'fs'): return [plain(b) for b in dl]
     dl = dl.new(shuffle=False, drop_last=False)
     dl.after_batch = copy.copy(dl.after_batch)
     dl.after_batch.fs = [t for t in dl.after_batch.fs if type(t).__name__!='Normalize']

@@ -1,0 +1,45 @@
+# Two commands: `make demo` and `make test`. They build .venv themselves. PYTHON=python3.12 chooses another Python.
+PYTHON ?= python3
+BIN = .venv/bin
+QUIET = PYTHONWARNINGS=ignore::FutureWarning
+
+.PHONY: help demo test lab docs notebooks readme clean
+
+help:
+	@echo "make demo       learn to augment 600 digits, print a table, draw demo.png (minutes)"
+	@echo "make test       exported modules, notebooks and tests"
+	@echo "make lab        the notebooks in JupyterLab"
+	@echo "make notebooks  execute all notebooks, keep their outputs, export, write README.md"
+
+.venv/.demo: settings.ini setup.py tools/install.py
+	@$(PYTHON) tools/install.py
+
+.venv/.dev: settings.ini setup.py tools/install.py
+	@$(PYTHON) tools/install.py dev
+
+demo: .venv/.demo
+	@echo "The whole method on 600 labelled digits: three classifiers and an estimator, a few minutes."
+	@$(QUIET) $(BIN)/ia-demo
+
+test: .venv/.dev
+	@echo "1 of 3: do the exported modules, the README and the clean state of the notebooks agree?"
+	@$(BIN)/python tools/check_export.py
+	@echo "2 of 3: every notebook, from a clean kernel"
+	@$(QUIET) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	@echo "3 of 3: tests/"
+	@$(QUIET) $(BIN)/python -m pytest -q tests
+
+lab: .venv/.dev
+	@$(BIN)/jupyter lab nbs
+
+notebooks: .venv/.dev
+	@$(QUIET) $(BIN)/python tools/run_notebooks.py
+
+readme: .venv/.dev
+	@$(BIN)/python tools/readme.py
+
+docs:
+	@echo "The site comes later. Until then the notebooks are the documentation: make lab, or read nbs/ where notebooks are rendered."
+
+clean:
+	rm -rf .venv _proc _docs build dist *.egg-info demo.png demo.safetensors
