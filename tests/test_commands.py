@@ -1,0 +1,81 @@
+"""Every path behind a heavy run, at a tiny size."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from influence_aug.mnist import METHODS, demo, generator, main, summarise
+
+ROOT = Path(__file__).parents[1]
+TINY = dict(scale='sample', steps=2, e_steps=2)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_each_method_writes_one_row_and_does_not_run_again(method, tmp_path, capsys):
+    out = tmp_path/'mnist.csv'
+    main(method=method, seed=1, results=str(out), **TINY)
+    row = pd.read_csv(out).iloc[0]
+    assert row.method == method and row.seed == 1 and row['scale'] == 'sample' and 0 <= row.accuracy <= 100
+    capsys.readouterr()
+    main(method=method, seed=1, results=str(out), **TINY)
+    assert 'has this run already' in capsys.readouterr().out and len(pd.read_csv(out)) == 1
+
+
+def test_generator_trained_on_the_spot(tmp_path):
+    main(method='random_tau', results=str(tmp_path/'mnist.csv'), retrain_generator=True, g_steps=10, **TINY)
+    assert '--retrain_generator 1 --g_steps 10' in pd.read_csv(tmp_path/'mnist.csv').command[0]
+
+
+def test_mistakes_are_named_before_any_work(tmp_path):
+    with pytest.raises(SystemExit, match="Unknown method 'best': expected one of none, crop"): main(method='best', results=str(tmp_path/'r.csv'))
+    with pytest.raises(ValueError, match="Unknown scale 'tiny'"): main(scale='tiny', results=str(tmp_path/'r.csv'))
+
+
+def test_generator_command(tmp_path):
+    generator(scale='sample', steps=10, judge_steps=5, out=str(tmp_path/'g.safetensors'), results=str(tmp_path/'wgan.csv'))
+    rows = pd.read_csv(tmp_path/'wgan.csv')
+    assert {'label_keeping_uniform', 'label_keeping_corner', 'label_keeping_affine', 'diversity_vs_affine', 'train_seconds', 'identity_distance'} <= set(rows.measure)
+    main(method='random_tau', generator=str(tmp_path/'g.safetensors'), results=str(tmp_path/'mnist.csv'), **TINY)
+
+
+@pytest.mark.parametrize('retrain', [False, True])
+def test_demo(tmp_path, capsys, retrain):
+    demo(steps=5, e_steps=5, retrain_generator=retrain, g_steps=10, threads=1, out=str(tmp_path/'demo.png'))
+    text = capsys.readouterr().out
+    assert all(o in text for o in ('crop', 'random τ', 'learned', 'test accuracy %', 'validation loss', 'seconds'))
+    assert (tmp_path/'demo.png').stat().st_size > 5000 and (tmp_path/'demo.safetensors').exists()
+
+
+def recompute(file, *args): return subprocess.run([sys.executable, '-W', 'ignore', ROOT/'tools'/'recompute.py', file, *args], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('kind', ['mnist', 'wgan'])
+def test_rows_can_be_recomputed_and_a_wrong_one_is_found(tmp_path, kind):
+    file = tmp_path/f'{kind}.csv'
+    if kind == 'mnist': main(method='ours', results=str(file), **TINY)
+    else: generator(scale='sample', steps=10, judge_steps=5, out=str(tmp_path/'g.safetensors'), results=str(file))
+    good = recompute(file)
+    assert good.returncode == 0 and 'agrees' in good.stdout, good.stdout+good.stderr
+    rows = pd.read_csv(file)
+    rows.loc[0, {'mnist': 'accuracy', 'wgan': 'value'}[kind]] += .5
+    rows.to_csv(file, index=False)
+    bad = recompute(file)
+    assert bad.returncode == 1 and 'DIFFERS' in bad.stdout
+    assert 'there is no row 99' in recompute(file, '--row', '99').stderr
+
+
+def test_summary_by_hand():
+    rows = pd.DataFrame([(m, s, a) for m, acc in {'crop': (90, 92), 'x': (91, 95)}.items() for s, a in enumerate(acc)], columns=['method', 'seed', 'accuracy'])
+    table = summarise(rows)
+    assert table.loc['x', 'accuracy'] == 93 and table.loc['x', 'minus crop'] == 2
+    assert table.loc['x', '± '] == pytest.approx(12.706*1.41421/2**.5, rel=1e-3)
+
+
+def test_commands_are_installed():
+    bin = Path(sys.executable).parent
+    for command in ('ia-mnist', 'ia-generator', 'ia-demo'):
+        out = subprocess.run([bin/command, '--help'], capture_output=True, text=True, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+        assert out.returncode == 0 and '--seed' in out.stdout

@@ -1,0 +1,156 @@
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transforms, imagenet_stats
+from hypothesis import given, strategies as st
+from torchvision.io import write_png
+
+from influence_aug import data
+from influence_aug.data import *
+
+ROLES = 'labelled unlabelled steer watch test'.split()
+
+
+def digits_folder(path, images, n):
+    for k, name in enumerate(images.vocab):
+        (path/name).mkdir(parents=True)
+        for i, x in enumerate(images.x[images.y == k][:n]): write_png(x, str(path/name/f'{i}.png'))
+    return path
+
+
+@given(per=st.integers(1, 600), seed=st.integers(0, 2**31))
+def test_splits_are_balanced_disjoint_and_complete(sample, per, seed):
+    s = draw_splits(sample, n=10*per, seed=seed)
+    assert s.labelled.counts().tolist() == [per]*10
+    ids = torch.cat([getattr(s, k).ids for k in ROLES])
+    assert ids.unique().numel() == len(ids) == 10_000
+    assert (s.steer.counts()-s.watch.counts()).abs().max() <= 1
+
+
+@given(counts=st.lists(st.integers(1, 40), min_size=2, max_size=6), seed=st.integers(0, 99))
+def test_halves_are_as_balanced_as_can_be(counts, seed):
+    y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    a, b = halves(y, seed)
+    assert sorted(torch.cat([a, b]).tolist()) == list(range(len(y)))
+    assert abs(len(a)-len(b)) <= 1
+    for k in range(len(counts)): assert abs(int((y[a] == k).sum())-int((y[b] == k).sum())) <= 1
+
+
+def test_all_labels_when_nothing_is_asked_for(sample):
+    s = draw_splits(sample)
+    assert len(s.labelled) == 6000 and len(s.unlabelled) == 0
+
+
+@pytest.mark.parametrize('n', [-10, 0, 5, 601])
+def test_impossible_numbers_of_labels(sample, n):
+    with pytest.raises(ValueError, match='labelled images asked for'): draw_splits(sample, n=n)
+
+
+def test_damaged_sample_is_refused(tmp_path):
+    bytes = bytearray(data.SAMPLE.read_bytes())
+    bytes[1000] ^= 1
+    (tmp_path/'bad.npz').write_bytes(bytes)
+    with pytest.raises(ValueError, match='the file is damaged'): read_checked(tmp_path/'bad.npz', data.SAMPLE_SHA256)
+    with pytest.raises(FileNotFoundError, match='reinstall'): read_checked(tmp_path/'none.npz', data.SAMPLE_SHA256)
+
+
+def test_sample_comes_from_the_right_parts_of_mnist(sample):
+    assert 5000 <= sample.pool.ids.min() and sample.pool.ids.max() < 60_000
+    assert sample.valid.ids.max() < 5000 and sample.test.ids.min() >= 60_000
+
+
+def test_sources_that_overlap_or_lack_a_class_are_refused(sample):
+    with pytest.raises(ValueError, match='in both pool and valid'): Source(sample.pool, sample.pool[:100])
+    with pytest.raises(ValueError, match="without a validation image: \\['3'\\]"): Source(sample.pool, sample.valid[sample.valid.y != 3])
+    with pytest.raises(ValueError, match='No validation images'): Source(sample.pool, sample.valid[:0])
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_folder(tmp_path, sample, channels):
+    path = digits_folder(tmp_path/'own', sample.valid, 5)
+    s = source_from_folder(path, channels=channels, size=32, valid=.4, test=.2)
+    assert s.pool.x.shape == (20, channels, 32, 32) and len(s.valid) == 20 and len(s.test) == 10
+    assert s.pool.vocab == sample.pool.vocab and s.name == 'own'
+
+
+def test_folder_mistakes(tmp_path, sample):
+    path = digits_folder(tmp_path/'own', sample.valid, 4)
+    write_png(torch.zeros(1, 20, 20, dtype=torch.uint8), str(path/'3'/'small.png'))
+    with pytest.raises(ValueError, match='differ in size .* pass size='): source_from_folder(path)
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='No images in'): source_from_folder(tmp_path/'empty')
+    one = tmp_path/'one'
+    digits_folder(one, sample.valid[sample.valid.y == 0], 4)
+    for k in range(1, 10): (one/str(k)).rmdir()
+    with pytest.raises(ValueError, match='One class only'): source_from_folder(one)
+    few = digits_folder(tmp_path/'few', sample.valid, 2)
+    with pytest.raises(ValueError, match='expected at least 3 in each'): source_from_folder(few)
+
+
+def test_fastai_dataloaders_are_read_plain_and_left_as_they_were(tmp_path, sample):
+    path = digits_folder(tmp_path/'own', sample.valid, 10)
+    tfms = [*aug_transforms(max_rotate=45, p_affine=1.), Normalize.from_stats(*imagenet_stats)]
+    dls = ImageDataLoaders.from_folder(path, valid_pct=.3, seed=0, bs=16, num_workers=0, item_tfms=Resize(28), batch_tfms=tfms, device='cpu')
+    kinds = [type(t).__name__ for t in dls.train.after_batch.fs]
+    s = source_from_dls(dls)
+    assert [type(t).__name__ for t in dls.train.after_batch.fs] == kinds and dls.train.dataset.split_idx == 0
+    assert len(s.pool) == 70 and len(s.valid) == 30 and s.pool.vocab == sample.pool.vocab
+    original = {x.numpy().tobytes() for x in sample.valid.x}
+    assert {x[:1].numpy().tobytes() for x in s.pool.x} <= original
+
+
+def test_plain_dataloaders_and_their_mistakes(sample):
+    from fastai.data.core import DataLoaders
+    tensors = lambda d, f=1: torch.utils.data.TensorDataset(d.x.float()/255*f, d.y)
+    dl = lambda d, f=1: torch.utils.data.DataLoader(tensors(d, f), batch_size=64)
+    s = source_from_dls(DataLoaders(dl(sample.pool[:500]), dl(sample.valid[:100])))
+    assert torch.equal(s.pool.x, sample.pool.x[:500])
+    with pytest.raises(ValueError, match='in both pool and valid'): source_from_dls(DataLoaders(dl(sample.pool[:500]), dl(sample.pool[400:600])))
+    with pytest.raises(ValueError, match='expected \\[0, 1\\]'): source_from_dls(DataLoaders(dl(sample.pool[:500], 255), dl(sample.valid[:100])))
+    with pytest.raises(ValueError, match='expected \\[0, 1\\]'): source_from_dls(DataLoaders(dl(sample.pool[:500], float('nan')), dl(sample.valid[:100])))
+
+
+def add_rows(path, who):
+    for i in range(5): append_row(path, who=who, i=i)
+
+
+def test_rows_from_several_processes(tmp_path):
+    ps = [multiprocessing.get_context('spawn').Process(target=add_rows, args=(tmp_path/'r.csv', w)) for w in range(3)]
+    for p in ps: p.start()
+    for p in ps: p.join()
+    rows = read_results(tmp_path/'r.csv')
+    assert rows.groupby('who').i.apply(sorted).tolist() == [list(range(5))]*3
+    assert list(rows)[-1] == 'version' and not list(tmp_path.glob('*.tmp'))
+
+
+def test_old_numbers_are_kept_letter_by_letter(tmp_path):
+    (tmp_path/'r.csv').write_text('a,b,command\n0.10,1e-3,x\n')
+    append_row(tmp_path/'r.csv', a=2, c=3, command='y')
+    assert (tmp_path/'r.csv').read_text().splitlines()[1].startswith('0.10,1e-3,,x')
+    with pytest.raises(FileNotFoundError, match='run the command'): read_results(tmp_path/'none.csv')
+
+
+def test_a_killed_append_leaves_the_file_whole(tmp_path):
+    append_row(tmp_path/'r.csv', a=1)
+    code = ('import os, pandas as pd; from influence_aug.data import append_row\n'
+            'old = pd.DataFrame.to_csv\n'
+            'def dies(self, path, **kw): old(self, path, **kw); os.kill(os.getpid(), 9)\n'
+            f'pd.DataFrame.to_csv = dies; append_row({str(tmp_path/"r.csv")!r}, a=2)')
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code]).returncode == -9
+    append_row(tmp_path/'r.csv', a=3)
+    assert read_results(tmp_path/'r.csv').a.tolist() == [1, 3]
+
+
+def test_committed_results_have_their_columns():
+    root = Path(__file__).parents[1]/'results'
+    mnist, wgan = (pd.read_csv(root/f'{k}.csv') for k in ('mnist', 'wgan'))
+    assert list(mnist)[:6] == 'method frac scale seed accuracy valid_loss'.split()[:6] and list(mnist)[-3:] == ['command', 'seconds', 'version']
+    assert not mnist.duplicated(['method', 'frac', 'scale', 'seed']).any()
+    assert mnist.accuracy.between(50, 100).all()
+    assert list(wgan)[:3] == ['dataset', 'measure', 'value'] and list(wgan)[-3:] == ['command', 'seconds', 'version']

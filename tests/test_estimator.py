@@ -1,0 +1,86 @@
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from safetensors.torch import save_file
+
+from influence_aug.estimator import *
+from influence_aug.influence import *
+from influence_aug.learner import small_cnn
+from influence_aug.transforms import Generator
+
+KINDS_OF_E = [Estimator, StochasticEstimator, RandomEstimator]
+
+
+@pytest.mark.parametrize('kind', KINDS_OF_E)
+@pytest.mark.parametrize('channels,size,n_tau', [(1, 28, 128), (3, 32, 16), (3, 64, 8)])
+def test_estimators(kind, channels, size, n_tau):
+    E = kind(channels, size, n_tau)
+    tau = E(torch.rand(3, channels, size, size))
+    assert tau.shape == (3, n_tau) and tau.abs().max() <= 1
+
+
+@pytest.mark.parametrize('kind', KINDS_OF_E)
+def test_save_and_load(kind, tmp_path):
+    a = Augmenter(Generator(3, 32, 16, padding_mode='border'), kind(3, 32, 16))
+    a.save(tmp_path/'a.safetensors', note='x')
+    b = Augmenter.load(tmp_path/'a.safetensors')
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        wanted = a(x)
+        torch.manual_seed(0)
+        assert torch.equal(b(x), wanted)
+    assert b.generator.config == a.generator.config and load_modules(tmp_path/'a.safetensors')[1] == {'note': 'x'}
+    assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
+
+def test_files_that_are_not_augmenters(tmp_path):
+    with pytest.raises(FileNotFoundError, match='train and save'): Augmenter.load(tmp_path/'none.safetensors')
+    save_file({'w': torch.zeros(2)}, tmp_path/'other.safetensors')
+    with pytest.raises(ValueError, match='no list of modules'): Augmenter.load(tmp_path/'other.safetensors')
+    save_modules(tmp_path/'g.safetensors', dict(generator=Generator()))
+    with pytest.raises(ValueError, match='expected a generator and an estimator'): Augmenter.load(tmp_path/'g.safetensors')
+    with pytest.raises(ValueError, match='in the package'): load_generator('nobody')
+
+
+def test_generator_in_the_package():
+    G, info = load_modules(GENERATORS/'mnist.safetensors')
+    assert info['command'].startswith('ia-generator') and (GENERATORS/'mnist.safetensors').stat().st_size < 3e6
+    assert all(p.isfinite().all() for p in G['generator'].parameters())
+
+
+def problem(n=40):
+    torch.manual_seed(0)
+    model = small_cnn().double().eval()
+    x, y = torch.rand(n, 1, 28, 28).double(), torch.arange(n) % 10
+    return model, split_head(model)[0], x, y
+
+
+@pytest.mark.parametrize('objective', [FixedHead, RefittedHead])
+def test_gradient_reaches_only_the_images(objective):
+    model, body, x, y = problem()
+    o = objective(body, x, y, x.flip(3), y, 10)
+    x_aug = (x*.9).requires_grad_()
+    with frozen(model): o(x_aug, y).backward()
+    assert x_aug.grad.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
+
+
+def test_refitted_head_is_at_its_optimum_and_reading_does_not_move_it():
+    model, body, x, y = problem()
+    o = RefittedHead(body, x, y, x.flip(3), y, 10)
+    with frozen(model):
+        o(x*.5, y)
+        W, S = o.W.clone(), o.S.clone()
+        o.value(x*.1, y)
+    assert torch.equal(o.W, W) and torch.equal(o.S, S)
+    assert head_grad(o.W, *o.training_set(), o.l2).norm() < 1e-7
+    assert torch.equal(o.training_set()[0][len(x):], features(body, x*.5))
+
+
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5))
+def test_memory_keeps_as_many_augmentations_as_originals(sizes):
+    model, body, x, y = problem()
+    o = RefittedHead(body, x, y, x, y, 10)
+    with frozen(model):
+        for n in sizes: o(x[:n], y[:n])
+    assert len(o.recent_h) == len(o.recent_y) == len(x)

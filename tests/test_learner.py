@@ -1,0 +1,123 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.data.core import DataLoaders
+from fastai.vision.all import ImageDataLoaders, Learner, Normalize, Resize
+from hypothesis import given, strategies as st
+from torch import nn
+
+from influence_aug.estimator import *
+from influence_aug.learner import *
+from influence_aug.policies import *
+from influence_aug.transforms import Generator
+from test_data import digits_folder
+
+
+@given(bs=st.integers(1, 700), n_steps=st.integers(1, 20))
+def test_loader_draws_each_image_equally_often(splits, bs, n_steps):
+    drawn = torch.tensor(TensorDL(splits.labelled, bs, n_steps).get_idxs()).bincount(minlength=600)
+    assert drawn.sum() == bs*n_steps and drawn.max()-drawn.min() <= 1
+
+
+def test_loader_in_order(splits):
+    x, y = zip(*TensorDL(splits.watch, 64))
+    assert torch.equal(torch.cat(y), splits.watch.y) and torch.equal((torch.cat(x)*255).round().byte(), splits.watch.x)
+
+
+class Flat(nn.Sequential):
+    def __init__(self, d=784): super().__init__(nn.Flatten(), nn.Linear(d, 10))
+
+
+def test_augment_undoes_and_redoes_normalize(tmp_path, sample):
+    path = digits_folder(tmp_path/'own', sample.valid, 10)
+    dls = ImageDataLoaders.from_folder(path, valid_pct=.3, seed=0, bs=16, num_workers=0, item_tfms=Resize(28), device='cpu',
+                                       batch_tfms=Normalize.from_stats([.2]*3, [.4]*3))
+    given_, seen = [], []
+
+    def policy(x):
+        given_.append((x.min().item(), x.max().item()))
+        return torch.ones_like(x)
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Flat(3*784)
+        def forward(self, x):
+            if self.training: seen.append(x.mean().item())
+            return self.net(x)
+
+    with Learner(dls, Spy(), loss_func=F.cross_entropy, cbs=Augment(policy, 1.)).no_bar() as learn: learn.fit(1)
+    assert given_ and all(-1e-5 <= a and b <= 1+1e-5 for a, b in given_)
+    assert seen and all(abs(m-(1-.2)/.4) < 1e-4 for m in seen)
+
+
+@pytest.mark.parametrize('p', [0., .3, 1.])
+def test_share_of_augmented_images(splits, p):
+    shares = []
+    def policy(x):
+        shares.append(len(x))
+        return x
+    with Learner(tensor_dls(splits.labelled, splits.watch, 64, 40), Flat(), F.cross_entropy, cbs=Augment(policy, p)).no_bar() as learn: learn.fit(1)
+    assert abs(sum(shares)/(40*64)-p) < .05
+
+
+def quiet(monkeypatch):
+    "No progress bars for Learners made inside the library."
+    from fastai.callback.progress import ProgressCallback
+    monkeypatch.setattr(ProgressCallback, 'before_fit', lambda self: None)
+    for event in 'before_epoch before_train before_validate after_train after_validate after_batch after_fit'.split():
+        monkeypatch.setattr(ProgressCallback, event, lambda self: None, raising=False)
+
+
+def test_classifier_and_estimator_are_reproducible(splits, monkeypatch):
+    quiet(monkeypatch)
+    G = load_generator('mnist')
+
+    def once():
+        f = train_classifier(splits, Augment(random_tau(G), .5), steps=4, epochs=2, seed=3)
+        e = train_estimator(f.model, Augmenter(G, StochasticEstimator()), splits, steps=4, epochs=2, seed=3)
+        return [*f.model.state_dict().values(), *e.model.estimator.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(once(), once()))
+
+
+@pytest.mark.parametrize('kind,objective', [(Estimator, FixedHead), (StochasticEstimator, RefittedHead)])
+def test_estimator_training_moves_only_the_estimator(splits, monkeypatch, kind, objective):
+    quiet(monkeypatch)
+    G, model = Generator(), small_cnn()
+    model[0][1].running_mean += .1
+    fixed = {**{'G'+k: v.clone() for k, v in G.state_dict().items()}, **{'F'+k: v.clone() for k, v in model.state_dict().items()}}
+    augmenter = Augmenter(G, kind())
+    before = [p.clone() for p in augmenter.estimator.parameters()]
+    train_estimator(model, augmenter, splits, objective, steps=3, epochs=1, bs=32)
+    now = {**{'G'+k: v for k, v in G.state_dict().items()}, **{'F'+k: v for k, v in model.state_dict().items()}}
+    assert all(torch.equal(now[k], v) for k, v in fixed.items())
+    assert any(not torch.equal(p, q) for p, q in zip(augmenter.estimator.parameters(), before))
+    assert model.training and all(p.requires_grad for p in [*model.parameters(), *G.parameters()])
+
+
+def test_watched_images_never_enter_the_head(splits, monkeypatch):
+    quiet(monkeypatch)
+    entered = []
+
+    class Spied(RefittedHead):
+        def __call__(self, x_aug, y):
+            entered.append(len(y))
+            return super().__call__(x_aug, y)
+    train_estimator(small_cnn(), Augmenter(Generator(), StochasticEstimator()), splits, Spied, steps=4, epochs=2, bs=32)
+    assert entered == [32]*4
+
+
+@pytest.mark.parametrize('channels,size', [(1, 28), (3, 32)])
+def test_generator_training_on_grey_and_colour(sample, monkeypatch, channels, size):
+    from influence_aug.data import Images
+    quiet(monkeypatch)
+    x = F.interpolate(sample.pool.x[:100].float(), size).byte().expand(-1, channels, -1, -1)
+    learn = train_generator(Images(x, sample.pool.y[:100], sample.pool.vocab), steps=2, epochs=1, bs=4)
+    G = learn.model.eval().cpu()
+    assert G.config['channels'] == channels and all(p.isfinite().all() for p in G.parameters())
+
+
+def test_a_policy_on_images_of_another_size(splits):
+    wrong = Augmenter(Generator(1, 32), RandomEstimator(1, 32))
+    with Learner(tensor_dls(splits.labelled, splits.watch), Flat(), F.cross_entropy, cbs=Augment(wrong)).no_bar() as learn:
+        with pytest.raises(ValueError, match=r'made for \(1, 32, 32\)'): learn.fit(1)

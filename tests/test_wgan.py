@@ -1,0 +1,55 @@
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch import nn
+
+from influence_aug.transforms import Generator
+from influence_aug.wgan import *
+
+
+@given(norm=st.floats(.1, 5), n=st.integers(1, 8), shape=st.sampled_from([(4,), (1, 6, 6), (3, 4, 4)]))
+def test_linear_critic(norm, n, shape):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    w *= norm/w.norm()
+    D = lambda x: (x*w).flatten(1).sum(1, keepdim=True)
+    real, fake = torch.rand(n, *shape).double(), torch.rand(n, *shape).double()
+    got = critic_loss(D, real, fake, 7.)
+    assert got.penalty.item() == pytest.approx((norm-1)**2, abs=1e-9)
+    assert got.loss.item() == pytest.approx(7*(norm-1)**2-((real-fake)*w).flatten(1).sum(1).mean().item(), abs=1e-9)
+
+
+def test_penalty_reaches_the_critic_but_not_the_images():
+    D, real = nn.Linear(5, 1), torch.rand(3, 5)
+    fake = torch.rand(3, 5, requires_grad=True)
+    critic_loss(D, real, fake).loss.backward()
+    assert D.weight.grad.abs().sum() > 0 and fake.grad is None
+
+
+def test_one_epsilon_per_sample():
+    seen = []
+    def D(x):
+        seen.append(x.detach())
+        return x.flatten(1).sum(1)
+    gradient_penalty(D, torch.ones(6, 1, 4, 4), torch.zeros(6, 1, 4, 4))
+    assert all(o.unique().numel() == 1 for o in seen[0]) and seen[0].unique().numel() == 6
+
+
+@pytest.mark.parametrize('channels,size', [(1, 28), (3, 32)])
+def test_steps_move_only_their_own_network(channels, size):
+    G, D, C = Generator(channels, size), critic(channels, size), critic(2, size)
+    opts = [torch.optim.Adam(c.parameters(), 1e-3) for c in (D, C)]
+    copies = [[p.clone() for p in m.parameters()] for m in (G, D, C)]
+    a, b = critics_step(G, D, C, opts, torch.rand(4, channels, size, size))
+    changed = [any(not torch.equal(p, q) for p, q in zip(m.parameters(), c)) for m, c in zip((G, D, C), copies)]
+    assert changed == [False, True, True] and a.loss.isfinite() and b.loss.isfinite()
+
+
+def test_divergence_is_named():
+    with pytest.raises(FloatingPointError, match='Lower the learning rate'):
+        critic_step(lambda x: x.sum(1)*float('inf'), None, torch.rand(2, 3), torch.rand(2, 3))
+
+
+@pytest.mark.parametrize('draw', [tau_uniform, tau_tanh, tau_corners])
+def test_tau_stays_in_the_cube(draw):
+    tau = draw(50, 7)
+    assert tau.shape == (50, 7) and tau.abs().max() <= 1
