@@ -53,7 +53,7 @@ class RandomEstimator(nn.Module):
 
     def forward(self, x): return torch.randn(len(x), self.config['n_tau'], dtype=x.dtype, device=x.device).tanh()
 
-# %% ../nbs/05_estimator.ipynb #794f0b34
+# %% ../nbs/05_estimator.ipynb #855ca8fd
 class Augmenter(nn.Module):
     "x̃ = G(x, E(x)): images (n, c, h, w) in [0, 1] to augmented images of the same shape."
     def __init__(self, generator, estimator):
@@ -64,7 +64,7 @@ class Augmenter(nn.Module):
 
     def forward(self, x):
         check_input(x, **self.generator.config)
-        return self.generator(x, self.estimator(x))[0]
+        return self.generator(x, self.estimator(x))[0].clamp(0, 1)
 
     def save(self, path, **info): save_modules(path, dict(generator=self.generator, estimator=self.estimator), **info)
 

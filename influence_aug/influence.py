@@ -83,7 +83,7 @@ def head_hessian(W, h, l2=0.):
     H.diagonal().add_(l2)
     return H
 
-# %% ../nbs/01_influence.ipynb #deaf399e
+# %% ../nbs/01_influence.ipynb #801ec268
 @dataclass
 class HeadFit:
     "A fitted head and how well it was fitted."
@@ -92,17 +92,18 @@ class HeadFit:
     grad_norm:float  # Norm of its gradient: zero at the minimum
     steps:int        # Newton steps taken
 
-def fit_head(h, y, n_classes, l2=1e-2, W=None, tol=None, max_steps=50):
-    "Minimise `head_loss` by damped Newton from `W` (or zero); raises `ValueError` on NaN and `RuntimeError` if it gets stuck above `tol`."
+def fit_head(h, y, n_classes, l2=1e-2, W=None, tol=None, max_steps=100):
+    "Minimise `head_loss` by damped Newton from `W`, or from zero if that is better; raises `ValueError` on NaN and `RuntimeError` if it gets stuck above `tol`."
     check_head_input(h, y, n_classes, l2)
-    W = h.new_zeros(n_classes, h.shape[1]+1) if W is None else W.to(h).clone()
+    zero = h.new_zeros(n_classes, h.shape[1]+1)
+    W = min([zero] if W is None else [W.to(h), zero], key=lambda W: head_loss(W, h, y, l2).item())
     tol = tol or torch.finfo(h.dtype).eps**.5
     for step in range(max_steps+1):
         g,loss = head_grad(W, h, y, l2),head_loss(W, h, y, l2)
         if g.norm()<=tol: return HeadFit(W, loss.item(), g.norm().item(), step)
         d = torch.cholesky_solve(g.flatten()[:,None], torch.linalg.cholesky(head_hessian(W, h, l2))).view_as(W)
-        t = 1.
-        while t>1e-6 and not head_loss(W-t*d, h, y, l2)<=loss-1e-4*t*(g*d).sum(): t /= 2
+        t,rounding = 1.,10*torch.finfo(h.dtype).eps*loss
+        while t>1e-6 and not head_loss(W-t*d, h, y, l2)<=loss-1e-4*t*(g*d).sum()+rounding: t /= 2
         W = W-t*d
     raise RuntimeError(f"Gradient norm {g.norm():.1e} after {max_steps} Newton steps: expected {tol:.1e}. Raise l2 (now {l2}) or use float64 features.")
 

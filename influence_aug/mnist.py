@@ -25,8 +25,8 @@ def cropped(*policies, size=28):
     "Callbacks that apply each policy to half of the training images, then a random crop to all."
     return [*(Augment(f, .5) for f in policies), Augment(crop(size), 1.)]
 
-# %% ../nbs/08_mnist.ipynb #96bfc713
-def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=100):
+# %% ../nbs/08_mnist.ipynb #a47e512a
+def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=150):
     "Train a first F with random τ, then E on it; returns the augmenter and a dict of what was measured on the watched half."
     random = random_tau(G)
     model = train_classifier(splits, cropped(random), steps=steps, seed=seed).model
@@ -65,8 +65,8 @@ METHODS = {
     'ours':           learned(),
 }
 
-# %% ../nbs/08_mnist.ipynb #c73396a2
-def run_method(method, splits, G, seed=0, steps=600, e_steps=100):
+# %% ../nbs/08_mnist.ipynb #6222c758
+def run_method(method, splits, G, seed=0, steps=600, e_steps=150):
     "Train F with `method` of `METHODS` and test it once: (F, augmenter or None, dict of figures)."
     if method not in METHODS: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(METHODS)}.")
     start = time.time()
@@ -86,7 +86,7 @@ def has_row(path, **key):
     old = read_results(path)
     return bool(len(old)) and bool(np.logical_and.reduce([old[k]==v for k,v in key.items()]).any())
 
-# %% ../nbs/08_mnist.ipynb #45610425
+# %% ../nbs/08_mnist.ipynb #6f5d012e
 def _prepare(scale, threads):
     if scale not in SCALES: raise ValueError(f"Unknown scale {scale!r}: expected one of {', '.join(SCALES)}.")
     if threads: torch.set_num_threads(threads)
@@ -100,7 +100,7 @@ def main(
     seed:int=0,            # Draws the labelled images and everything else
     scale:str='full',      # full: all of MNIST; sample: the embedded tenth
     steps:int=600,         # Training steps of F
-    e_steps:int=100,       # Training steps of E
+    e_steps:int=150,       # Training steps of E
     generator:str='mnist', # A generator in the package, or a file
     retrain_generator:bool_arg=False, # Train G on this run's unlabelled images instead
     g_steps:int=2000,      # Its training steps
@@ -172,12 +172,12 @@ def generator(
     for k,v in figures.items(): append_row(results, dataset='mnist' if scale=='full' else scale, measure=k, value=v, seed=seed, n=len(source.valid), command=command, seconds=seconds)
     print(pd.Series(figures).to_string())
 
-# %% ../nbs/08_mnist.ipynb #9e31c588
+# %% ../nbs/08_mnist.ipynb #7063bc25
 @call_parse
 def demo(
     seed:int=0,            # Draws the labelled images and everything else
     steps:int=600,         # Training steps of each F
-    e_steps:int=100,       # Training steps of E
+    e_steps:int=150,       # Training steps of E
     retrain_generator:bool_arg=False, # Train G here (minutes) instead of taking the package's
     g_steps:int=2000,      # Its training steps
     threads:int=None,      # Torch threads, by default as many as torch likes
