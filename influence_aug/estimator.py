@@ -130,11 +130,11 @@ class FixedHead:
     def __call__(self, x_aug, y): return self.value(x_aug, y)
     def loss_at(self, h, y): return head_loss(self.W, h, y)
 
-# %% ../nbs/05_estimator.ipynb #73f662a2
+# %% ../nbs/05_estimator.ipynb #a68239d5
 class RefittedHead(FixedHead):
-    "The objective with head and s_val fitted again at every call, to originals and the most recent augmentations."
-    def __init__(self, body, x, y, x_val, y_val, n_classes, l2=3e-2):
-        self.recent_h,self.recent_y = features(body, x),y
+    "The objective with head and s_val fitted again at every call, to originals and the most recent augmentations; plus `keep` times their loss."
+    def __init__(self, body, x, y, x_val, y_val, n_classes, l2=3e-2, keep=.03):
+        self.recent_h,self.recent_y,self.keep = features(body, x),y,keep
         super().__init__(body, x, y, x_val, y_val, n_classes, l2)
 
     def training_set(self): return torch.cat([self.h, self.recent_h]),torch.cat([self.y, self.recent_y])
@@ -146,7 +146,7 @@ class RefittedHead(FixedHead):
         self.recent_y = torch.cat([self.recent_y, y])[-n:]
         self.W = fit_head(*self.training_set(), len(self.W), self.l2, W=self.W).W
         self.update()
-        return -sample_values(self.S, self.W, h_aug, y).mean()
+        return self.keep*self.loss_at(h_aug, y) - sample_values(self.S, self.W, h_aug, y).mean()
 
 # %% ../nbs/05_estimator.ipynb #4b1cdcf4
 def watched_loss(augmenter, body, x, y, x_watch, y_watch, n_classes, l2=3e-2, draws=4):

@@ -6,10 +6,11 @@
 __all__ = ['METHODS', 'SCALES', 'PAPER', 'cropped', 'learn_augmenter', 'watched_figures', 'fixed_policy', 'learned', 'run_method',
            'has_row', 'main', 'summarise', 'generator_quality', 'rms', 'generator', 'demo', 'draw_demo']
 
-# %% ../nbs/08_mnist.ipynb #ff306e51
+# %% ../nbs/08_mnist.ipynb #1f697220
 import numpy as np, pandas as pd, time, torch
 import matplotlib.pyplot as plt
 from fastcore.script import bool_arg, call_parse
+from functools import partial
 from pathlib import Path
 from scipy import stats
 from .data import *
@@ -45,7 +46,7 @@ def watched_figures(model, augmenter, random, splits, l2=3e-2, draws=4):
     losses = [watched_loss(a, body, x, y, x_watch, y_watch, len(splits.labelled.vocab), l2, draws) for a in (augmenter, random)]
     return dict(acc_aug=round(100*sum(hits)/draws,2), watched_loss=round(losses[0],5), watched_loss_random=round(losses[1],5))
 
-# %% ../nbs/08_mnist.ipynb #ad67eed7
+# %% ../nbs/08_mnist.ipynb #2c097fab
 def fixed_policy(*make): return lambda splits, G, **kw: (cropped(*(m(G) for m in make)), None, {})
 
 def learned(**how):
@@ -63,6 +64,7 @@ METHODS = {
     'random_tau':     fixed_policy(random_tau),
     'paper':          learned(estimator=Estimator, objective=FixedHead),
     'ours':           learned(),
+    'ours_no_keep':   learned(objective=partial(RefittedHead, keep=0)),
 }
 
 # %% ../nbs/08_mnist.ipynb #6222c758
@@ -86,7 +88,7 @@ def has_row(path, **key):
     old = read_results(path)
     return bool(len(old)) and bool(np.logical_and.reduce([old[k]==v for k,v in key.items()]).any())
 
-# %% ../nbs/08_mnist.ipynb #6f5d012e
+# %% ../nbs/08_mnist.ipynb #6def5891
 def _prepare(scale, threads):
     if scale not in SCALES: raise ValueError(f"Unknown scale {scale!r}: expected one of {', '.join(SCALES)}.")
     if threads: torch.set_num_threads(threads)
@@ -95,7 +97,7 @@ def _prepare(scale, threads):
 
 @call_parse
 def main(
-    method:str='ours',     # One of none, crop, heuristic, randaugment, trivialaugment, random_tau, paper, ours
+    method:str='ours',     # One of none, crop, heuristic, randaugment, trivialaugment, random_tau, paper, ours, ours_no_keep
     frac:float=.01,        # Labelled share of MNIST's 60,000 training images
     seed:int=0,            # Draws the labelled images and everything else
     scale:str='full',      # full: all of MNIST; sample: the embedded tenth
@@ -172,7 +174,7 @@ def generator(
     for k,v in figures.items(): append_row(results, dataset='mnist' if scale=='full' else scale, measure=k, value=v, seed=seed, n=len(source.valid), command=command, seconds=seconds)
     print(pd.Series(figures).to_string())
 
-# %% ../nbs/08_mnist.ipynb #7063bc25
+# %% ../nbs/08_mnist.ipynb #064ff01c
 @call_parse
 def demo(
     seed:int=0,            # Draws the labelled images and everything else
@@ -194,7 +196,7 @@ def demo(
         _,augmenter,f = run_method(method, splits, G, seed, steps, e_steps)
         table[title] = {'test accuracy %': f['accuracy'], 'validation loss': f['valid_loss'], 'seconds': f['seconds']}
     augmenter.save(Path(out).with_suffix('.safetensors'), seed=seed)
-    draw_demo(augmenter, splits.watch.x[:20].float()/255, out)
+    draw_demo(augmenter, splits.watch.x[::50].float()/255, out)
     print('\n'+pd.DataFrame(table).T.round(3).to_string(), f'\n\nOriginals over learned augmentations: {out}\nThe augmenter: {Path(out).with_suffix(".safetensors")}')
 
 # %% ../nbs/08_mnist.ipynb #95e1a61b
