@@ -11,19 +11,23 @@ ROOT = Path(__file__).resolve().parents[1]
 def shown(cell):
     "`cell` without nbdev's directives, or None if it is hidden."
     if re.search(r'^#\|\s*hide\b', cell.source, re.M): return None
+    silent = re.search(r'^#\|\s*echo:\s*false', cell.source, re.M)
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
     cell['outputs'] = [o for o in cell.get('outputs', []) if 'image/png' not in o.get('data', {})] if cell.cell_type == 'code' else None
     if cell.cell_type != 'code': del cell['outputs']
-    return cell if cell.source else None
+    if silent: cell.source = ''
+    return cell if cell.source or cell.get('outputs') else None
 
 
 def readme():
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     nb.cells = [c for c in map(shown, nb.cells) if c]
+    nb.metadata['language_info'] = {'name': 'python'}
     exporter = MarkdownExporter()
     exporter.register_preprocessor(prefer_plain, enabled=True)
     text, _ = exporter.from_notebook_node(nb)
     text = re.sub(r'\]\((?!http|#|/)([^)]*?)\.html\)', r'](nbs/\1.ipynb)', text)
+    text = re.sub(r'```python\s*```\n*', '', text)
     text = re.sub(r'\]\(images/', '](nbs/images/', text)
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
