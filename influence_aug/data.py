@@ -9,7 +9,7 @@ __all__ = ['SAMPLE', 'SAMPLE_SHA256', 'DIGITS', 'SOURCES', 'Images', 'check_imag
            'Splits', 'halves', 'draw_splits', 'append_row', 'read_results']
 
 # %% ../nbs/00_data.ipynb #acd13c66
-import copy, hashlib, importlib.metadata, math, os, time
+import copy, hashlib, importlib.metadata, math, os
 from dataclasses import dataclass, field
 from pathlib import Path
 

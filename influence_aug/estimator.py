@@ -8,7 +8,6 @@ __all__ = ['KINDS', 'GENERATORS', 'Estimator', 'StochasticEstimator', 'RandomEst
 
 # %% ../nbs/05_estimator.ipynb #74613296
 import json, torch
-import torch.nn.functional as F
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

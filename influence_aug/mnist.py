@@ -8,8 +8,7 @@ __all__ = ['METHODS', 'SCALES', 'PAPER', 'cropped', 'learn_augmenter', 'watched_
 
 # %% ../nbs/08_mnist.ipynb #1f697220
 import numpy as np, pandas as pd, time, torch
-import matplotlib.pyplot as plt
-from fastcore.script import bool_arg, call_parse
+from fastcore.script import call_parse, store_true
 from functools import partial
 from pathlib import Path
 from scipy import stats
@@ -104,7 +103,7 @@ def main(
     steps:int=600,         # Training steps of F
     e_steps:int=150,       # Training steps of E
     generator:str='mnist', # A generator in the package, or a file
-    retrain_generator:bool_arg=False, # Train G on this run's unlabelled images instead
+    retrain_generator:store_true=False, # Train G on this run's unlabelled images instead
     g_steps:int=2000,      # Its training steps
     threads:int=1,         # Torch threads; two runs side by side beat one run on two cores
     results:str='results/mnist.csv', # Where the row goes
@@ -117,7 +116,7 @@ def main(
     G = train_generator(splits.unlabelled, steps=g_steps, seed=seed).model if retrain_generator else load_generator(generator)
     _,_,figures = run_method(method, splits, G, seed, steps, e_steps)
     command = f'ia-mnist --method {method} --frac {frac} --seed {seed} --scale {scale} --steps {steps} --e_steps {e_steps} --threads {threads}'
-    if retrain_generator: command += f' --retrain_generator 1 --g_steps {g_steps}'
+    if retrain_generator: command += f' --retrain_generator --g_steps {g_steps}'
     append_row(results, **key, **figures, steps=steps, command=command)
     print(f"{method}, seed {seed}: {figures['accuracy']:.2f}% of the test set")
 
@@ -180,7 +179,7 @@ def demo(
     seed:int=0,            # Draws the labelled images and everything else
     steps:int=600,         # Training steps of each F
     e_steps:int=150,       # Training steps of E
-    retrain_generator:bool_arg=False, # Train G here (minutes) instead of taking the package's
+    retrain_generator:store_true=False, # Train G here (minutes) instead of taking the package's
     g_steps:int=2000,      # Its training steps
     threads:int=None,      # Torch threads, by default as many as torch likes
     out:str='demo.png',    # The picture; the augmenter goes beside it
