@@ -109,7 +109,7 @@ def test_features_leave_dropout_and_batchnorm_alone():
     before = {k: v.clone() for k, v in m.state_dict().items()}
     body, _ = split_head(m)
     x = torch.randn(50, 4)
-    assert torch.equal(features(body, x), features(body, x, bs=7)[:50]) or torch.allclose(features(body, x), features(body, x, bs=7), atol=1e-6)
+    assert torch.allclose(features(body, x), features(body, x, bs=7), atol=1e-6)
     assert m.training and all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
 
 
