@@ -6,10 +6,10 @@
 __all__ = ['SAMPLE', 'SAMPLE_SHA256', 'DIGITS', 'SOURCES', 'Images', 'check_images', 'read_checked', 'Source', 'check_disjoint',
            'mnist_sample', 'show_images', 'image_files', 'read_images', 'images_from_folder', 'mnist', 'cifar10',
            'get_source', 'per_class', 'source_from_images', 'source_from_folder', 'pixel_ids', 'source_from_dls',
-           'Splits', 'halves', 'draw_splits', 'append_row', 'read_results']
+           'check_pixels', 'Splits', 'halves', 'draw_splits', 'slow_bar', 'append_row', 'read_results']
 
 # %% ../nbs/00_data.ipynb #acd13c66
-import copy, hashlib, importlib.metadata, math, os
+import copy, hashlib, importlib.metadata, math, os, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -237,6 +237,12 @@ def _plain_batches(dl):
     dl.after_batch.fs = [t for t in dl.after_batch.fs if type(t).__name__!='Normalize']
     with dl.dataset.set_split_idx(1): return [plain(b) for b in dl]
 
+# %% ../nbs/00_data.ipynb #2cd1d243
+def check_pixels(x):
+    "Raise `ValueError` unless all of `x` is in [0, 1]."
+    if not (x.min()>=-1e-3 and x.max()<=1+1e-3):
+        raise ValueError(f"Pixels from {x.min():.3g} to {x.max():.3g}: policies expect [0, 1]. Normalise with fastai's Normalize as a batch transform, or inside the model, not before.")
+
 # %% ../nbs/00_data.ipynb #4d60e8c2
 @dataclass
 class Splits:
@@ -272,6 +278,15 @@ def draw_splits(source, frac=None, n=None, seed=0):
     rest = torch.ones(len(source.pool), dtype=bool).index_fill(0, labelled, False)
     steer,watch = halves(source.valid.y, seed)
     return Splits(source.pool[labelled], source.pool[rest], source.valid[steer], source.valid[watch], source.test, source, seed)
+
+# %% ../nbs/00_data.ipynb #f36ba682
+def slow_bar(items, after=2.):
+    "`items`, a sized iterable, in turn; those that are left after `after` seconds with a progress bar."
+    start,rest,left = time.time(),iter(items),len(items)
+    while left and time.time()-start<after:
+        yield next(rest)
+        left -= 1
+    if left: yield from progress_bar(rest, total=left, leave=False)
 
 # %% ../nbs/00_data.ipynb #4ec38d1d
 def append_row(path, **row):

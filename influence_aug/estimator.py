@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .influence import *
+from .head import *
 from .transforms import *
 
 # %% ../nbs/05_estimator.ipynb #55f2ee7a

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adam', 'TensorDL', 'tensor_dls', 'WGANCallback', 'wgan_loss', 'linear_decay', 'train_generator', 'Augment',
-           'check_pixels', 'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator']
+           'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator']
 
 # %% ../nbs/06_learner.ipynb #73d74913
 import torch
@@ -23,7 +23,7 @@ from functools import partial
 from torch import nn
 from .data import *
 from .estimator import *
-from .influence import *
+from .head import *
 from .transforms import *
 from .wgan import *
 
@@ -121,12 +121,6 @@ class Augment(Callback):
         x = x.clone()
         x[chosen] = (changed-self.norm.mean)/self.norm.std if self.norm else changed
         self.learn.xb = (x,)
-
-# %% ../nbs/06_learner.ipynb #2cd1d243
-def check_pixels(x):
-    "Raise `ValueError` unless all of `x` is in [0, 1]."
-    if not (x.min()>=-1e-3 and x.max()<=1+1e-3):
-        raise ValueError(f"Pixels from {x.min():.3g} to {x.max():.3g}: policies expect [0, 1]. Normalise with fastai's Normalize as a batch transform, or inside the model, not before.")
 
 # %% ../nbs/06_learner.ipynb #b43be749
 def small_cnn(channels=1, n_classes=10, widths=(16,32,32,64), strides=(1,2,1,2)):

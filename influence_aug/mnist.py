@@ -14,7 +14,7 @@ from pathlib import Path
 from scipy import stats
 from .data import *
 from .estimator import *
-from .influence import *
+from .head import *
 from .learner import *
 from .policies import *
 from .transforms import *
