@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXACT_UP_TO', 'HeadInput', 'split_head', 'eval_mode', 'frozen', 'features', 'with_bias', 'head_loss', 'residual',
-           'head_grad', 'head_hessian', 'head_product', 'Solution', 'dot', 'conjugate_gradient', 'Mixture', 'mean_over',
-           'kronecker_inverse', 'solve_head', 'HeadFit', 'fit_head', 'fit_head_stream', 'check_head_input',
-           'validation_direction', 'sample_values']
+           'head_grad', 'head_hessian', 'products_at', 'head_product', 'Solution', 'dot', 'conjugate_gradient',
+           'Mixture', 'mean_over', 'kronecker_inverse', 'solve_head', 'solve_head_by_products', 'HeadFit', 'fit_head',
+           'fit_head_stream', 'check_head_input', 'validation_direction', 'sample_values']
 
 # %% ../nbs/01a_head.ipynb #fe12a300
 from contextlib import contextmanager
@@ -93,12 +93,18 @@ def head_hessian(W, h, l2=0.):
     H.diagonal().add_(l2)
     return H
 
-# %% ../nbs/01a_head.ipynb #49cafddc
-def head_product(V, W, h):
-    "Hessian of the mean cross-entropy at `W` times `V`, both (K, d+1): linear in the size of `h` (n, d), without the L2 term."
+# %% ../nbs/01a_head.ipynb #fb5374a7
+def products_at(W, h):
+    "V ↦ HV for the Hessian of the mean cross-entropy at `W` (K, d+1): linear in the size of `h` (n, d), without the L2 term."
     hb = with_bias(h)
-    p,u = (hb@W.T).softmax(1),hb@V.T
-    return (p*(u-(p*u).sum(1,keepdim=True))).T@hb/len(h)
+    hT = hb.T.contiguous()
+    p = (W@hT).softmax(0)
+    def product(V):
+        pu = p*(V@hT)
+        return (pu-p*pu.sum(0))@hb/len(h)
+    return product
+
+def head_product(V, W, h): return products_at(W, h)(V)
 
 # %% ../nbs/01a_head.ipynb #d1fd5c7d
 @dataclass
@@ -111,30 +117,31 @@ class Solution:
     warning:str = ''  # Empty if all went well; otherwise what went wrong and the remedy
     scale:float = None # LiSSA's scale, if it was LiSSA
 
-# %% ../nbs/01a_head.ipynb #ed8c2dd9
+# %% ../nbs/01a_head.ipynb #838c59f0
 def dot(a, b): return (a*b).sum()
 
 def conjugate_gradient(A, b, rtol=1e-4, max_steps=1000, precondition=None, callback=None):
     "Solve A(x) = b for a symmetric positive definite function A, to relative residual `rtol`; `precondition` approximates A⁻¹."
     M = precondition or (lambda v: v)
     x,r,size,history,warning = torch.zeros_like(b),b,b.norm().clamp(min=torch.finfo(b.dtype).tiny),[],''
+    relative = lambda r: (r.norm()/size).item()
     z = p = M(r)
     for _ in slow_bar(range(max_steps)):
-        if r.norm()<=rtol*size: 
+        if relative(r)<=rtol:
             r = b-A(x)
-            if r.norm()<=rtol*size: break
+            if relative(r)<=rtol: break
             z = p = M(r)
-        history.append((r.norm()/size).item())
+        history.append(relative(r))
         Ap,rz = A(p),dot(r, z)
-        if not dot(p, Ap)>0:
-            warning = f"The curvature along a search direction is {dot(p,Ap)/dot(p,p):.1e}: conjugate gradients expect positive. Raise damping, or use curvature='ggn'."
+        pAp = dot(p, Ap)
+        if not pAp>0:
+            warning = f"The curvature along a search direction is {pAp/dot(p,p):.1e}: conjugate gradients expect positive. Raise damping, or use curvature='ggn'."
             break
-        a = rz/dot(p, Ap)
-        x,r = x+a*p,r-a*Ap
+        x,r = x+rz/pAp*p,r-rz/pAp*Ap
         z = M(r)
-        if callback: callback(x)
         p = z+dot(r, z)/rz*p
-    true = ((b-A(x)).norm()/size).item()
+        if callback: callback(x)
+    true = relative(b-A(x))
     if not warning and not true<=rtol: warning = f"Residual {true:.1e} after {len(history)} steps: expected {rtol:.0e}. Raise max_steps or damping, or use float64."
     return Solution(x, len(history), true, [*history, true], warning)
 
@@ -163,7 +170,7 @@ def kronecker_inverse(W, batches, shift):
     c,Uc = torch.linalg.eigh(mean_over(batches, lambda h,y: with_bias(h).T@with_bias(h)/len(h)))
     return lambda V: Up@((Up.T@V@Uc)/(p[:,None]*c+shift))@Uc.T
 
-# %% ../nbs/01a_head.ipynb #8f95bfb3
+# %% ../nbs/01a_head.ipynb #d0a9244b
 EXACT_UP_TO = 2000
 
 def solve_head(W, batches, shift, g, rtol=1e-6):
@@ -172,8 +179,15 @@ def solve_head(W, batches, shift, g, rtol=1e-6):
         H = mean_over(batches, lambda h,y: head_hessian(W, h))
         H.diagonal().add_(shift)
         return torch.cholesky_solve(g.flatten()[:,None], torch.linalg.cholesky(H)).view_as(W)
-    A = lambda V: mean_over(batches, lambda h,y: head_product(V, W, h))+shift*V
-    return conjugate_gradient(A, g, rtol, precondition=kronecker_inverse(W, batches, shift)).x
+    return solve_head_by_products(W, batches, shift, g, rtol).x
+
+def solve_head_by_products(W, batches, shift, g, rtol=1e-6):
+    "The same by conjugate gradients in the Kronecker metric, whatever the size: a `Solution`."
+    if isinstance(batches, list):
+        products = [(products_at(W, h), y) for h,y in batches]
+        A = lambda V: mean_over(products, lambda product,y: product(V))+shift*V
+    else: A = lambda V: mean_over(batches, lambda h,y: head_product(V, W, h))+shift*V
+    return conjugate_gradient(A, g, rtol, precondition=kronecker_inverse(W, batches, shift))
 
 # %% ../nbs/01a_head.ipynb #bead50b5
 @dataclass

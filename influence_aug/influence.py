@@ -4,19 +4,19 @@
 __all__ = ['FeatureBatches', 'HeadProblem', 'LayersProblem', 'Report', 'check_data', 'Influence', 'n_outputs', 'Augmented',
            'as_policy', 'rank_augmentations', 'check_candidates', 'plot_ranking']
 
-# %% ../nbs/01c_influence.ipynb #389abcb6
+# %% ../nbs/01c_influence.ipynb #063723c1
 import time, warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from torch.func import grad, jvp
+from torch.func import grad, jacrev, jvp, vmap
 from torchvision.transforms import v2
 from .data import *
 from .head import *
 from .solvers import *
 
-# %% ../nbs/01c_influence.ipynb #d76402b2
+# %% ../nbs/01c_influence.ipynb #d370fde7
 class FeatureBatches:
     "Features (n, d) and labels of `batches`; kept in memory up to `keep` bytes, computed again at every pass beyond that."
     def __init__(self, body, batches, keep=2**28): self.body,self.batches,self.keep,self.kept = body,batches,keep,None
@@ -27,20 +27,25 @@ class FeatureBatches:
             yield (h if h.device.type=='mps' else h.double()),y
 
     def __iter__(self):
-        if self.kept is None:
-            kept,room = [],self.keep
-            for h,y in self.compute():
-                room -= h.nbytes
-                kept = [*kept, (h,y)] if room>=0 else []
-                yield h,y
-            if room>=0: self.kept = Batches([torch.cat(o) for o in zip(*kept)], bs=4096)
-        else: yield from self.kept
+        if self.kept is not None: yield from self.kept
+        else: yield from self.compute_and_keep()
+
+    def compute_and_keep(self):
+        n = 0
+        for h,y in self.compute():
+            if n==0:
+                room = max(1, self.keep//h[0].nbytes)
+                hs,ys = h.new_empty(room, h.shape[1]),y.new_empty(room)
+            if n+len(y)<=room: hs[n:n+len(y)],ys[n:n+len(y)] = h,y
+            n += len(y)
+            yield h,y
+        if n and n<=room: self.kept = Batches((hs[:n],ys[:n]), bs=4096)
 
     def shuffled(self, bs, rng):
         if self.kept is not None: yield from self.kept.shuffled(bs, rng)
         else: yield from ((h[i],y[i]) for h,y in self for i in torch.randperm(len(y), generator=rng).split(bs))
 
-# %% ../nbs/01c_influence.ipynb #c006d474
+# %% ../nbs/01c_influence.ipynb #1cb96cc5
 class HeadProblem:
     "Influence through the head `W` on `body`'s features: closed forms."
     def __init__(self, model):
@@ -65,11 +70,18 @@ class HeadProblem:
         M = kronecker_inverse(self.W, batches, shift)
         return lambda v: M(v.view_as(self.W)).flatten()
 
+    def jacobian(self, x):
+        "Derivative of each sample's logits in θ, (n, K, size), and the logits."
+        h = with_bias(features(self.body, x).to(self.W))
+        return torch.einsum('kl,nd->nkld', torch.eye(len(self.W)).to(h), h).flatten(2),h@self.W.T
+
+    def loss_at(self, theta, h, y): return head_loss(theta.view_as(self.W), h, y)
+
     def values(self, s, x, y):
         with frozen(self.body): h = self.body(x).flatten(1)
         return sample_values(s.view_as(self.W).to(h), self.W.to(h), h, y)
 
-# %% ../nbs/01c_influence.ipynb #eb82e403
+# %% ../nbs/01c_influence.ipynb #8f170e74
 class LayersProblem:
     "Influence through all parameters of `model`, or those of the named `layers`: products by automatic differentiation."
     def __init__(self, model, layers, curvature):
@@ -81,7 +93,11 @@ class LayersProblem:
     def batches(self, data): return data
     def grad(self, x, y): return grad(self.flat.loss)(self.theta, x, y)
     def preconditioner(self, batches, shift): return None
-    def values(self, s, x, y): return jvp(lambda t: self.flat.loss(t, x, y, 'none'), (self.theta,), (s,))[1]
+    def jacobian(self, x): return vmap(lambda x: jacrev(lambda t: self.flat(t, x[None])[0])(self.theta))(x),self.flat(self.theta, x)
+    def loss_at(self, theta, x, y): return self.flat.loss(theta, x, y)
+    def values(self, s, x, y):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            return jvp(lambda t: self.flat.loss(t, x, y, 'none'), (self.theta,), (s,))[1]
 
 # %% ../nbs/01c_influence.ipynb #deac4483
 @dataclass
@@ -130,7 +146,7 @@ def check_data(train, valid, n_classes):
     if (empty := (counts['train']==0).nonzero().flatten().tolist()): raise ValueError(f"Classes without a training image: {empty}. Add images, or make the model with fewer classes.")
     return n_train,n_valid
 
-# %% ../nbs/01c_influence.ipynb #de67df10
+# %% ../nbs/01c_influence.ipynb #c6b36aeb
 class Influence:
     "What single samples of `train` do to the loss of `model` on `valid`. Call `fit` first; the model is never changed."
     def __init__(self,
@@ -207,6 +223,37 @@ class Influence:
         "Predicted change of the validation loss if the sample gives way to its augmentation (Eq. 15), shape (n,). Negative helps."
         return self.aug(x, y, x_aug)/self.n
 
+    def newton_if_removed(self, x, y):
+        "The same as `change_if_removed` after one Newton step with the sample's own curvature, validation loss read there. Many solves a sample: for few samples, or small problems."
+        return self._newton(y, (-1, x))
+
+    def newton_if_replaced(self, x, y, x_aug):
+        "The same as `change_if_replaced`, after one such step."
+        return self._newton(y, (-1, x), (1, x_aug))
+
+    def _newton(self, y, *signed):
+        parts = [(sign/self.n, *self.problem.jacobian(x)) for sign,x in signed]
+        before,loss = self.valid_loss(self.problem.theta),[]
+        for i in slow_bar(range(len(y))):
+            U = torch.cat([J[i] for _,J,_ in parts])
+            p = [(w, z[i].softmax(0)) for w,_,z in parts]
+            C = torch.block_diag(*[w*(p.diag()-p.outer(p)) for w,p in p])
+            c = torch.cat([w*(p-F.one_hot(y[i], len(p)).to(p)) for w,p in p])
+            V = self.inverse(U)
+            step = V.T@torch.linalg.solve(torch.eye(len(c)).to(c)+C@(V@U.T), c)
+            loss.append(self.valid_loss(self.problem.theta-step)-before)
+        return torch.stack(loss)
+
+    def valid_loss(self, theta):
+        "Loss on the validation set at the flat parameters `theta`."
+        with torch.no_grad(): return mean_over(self.fitted_on[1], lambda x,y: self.problem.loss_at(theta, x, y))
+
+    def inverse(self, B):
+        "(H + δI)⁻¹ times each row of `B` (m, size)."
+        if self.A.size>EXACT_UP_TO: return torch.stack([cg(self.A, b).x for b in B])
+        if not hasattr(self, 'factor'): self.factor = torch.linalg.lu_factor(self.A.dense(B))
+        return torch.linalg.lu_solve(*self.factor, B.T).T
+
     def table(self, data):
         "One row for each sample of `data`: label, value, predicted change if removed."
         rows = [(y.cpu(), self.values(x, y).detach().cpu()) for x,y in Batches(data, self.train.bs, self.train.device, self.train.dtype)]
@@ -223,27 +270,29 @@ def n_outputs(model, batches):
         with frozen(model), torch.no_grad(): return model(x[:2]).shape[1]
     except (RuntimeError, IndexError) as e: raise ValueError(f"The model cannot take images of shape {tuple(x.shape[1:])} and type {x.dtype}: {e}") from e
 
-# %% ../nbs/01c_influence.ipynb #9ffa57e3
+# %% ../nbs/01c_influence.ipynb #75da2f95
 class Augmented:
     "`batches` with `policy` applied to their pixels, the same at every pass; undoes and redoes fastai's `Normalize` around it."
-    def __init__(self, batches, policy, seed=0): self.batches,self.policy,self.seed = batches,as_policy(policy),seed
+    def __init__(self, batches, policy, seed=0, norm=None):
+        self.batches,self.policy,self.seed = batches,as_policy(policy),seed
+        self.norm = norm or getattr(batches, 'norm', None)
 
     def __iter__(self):
-        norm = getattr(self.batches, 'norm', None)
+        mean,std = (o.as_subclass(torch.Tensor) for o in (self.norm.mean, self.norm.std)) if self.norm else (0.,1.)
         for i,(x,y) in enumerate(self.batches):
             with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
                 torch.manual_seed(100_003*self.seed+i)
-                pixels = x*norm.std+norm.mean if norm else x
+                pixels = x*std+mean
                 check_pixels(pixels)
-                new = self.policy(pixels.as_subclass(torch.Tensor))
+                new = self.policy(pixels)
             if new.shape!=x.shape or not new.isfinite().all(): raise ValueError(f"An augmentation turned images of shape {tuple(x.shape)} into {tuple(new.shape)} with {(~new.isfinite()).sum()} values that are not finite: expected the same shape, finite.")
-            yield ((new-norm.mean)/norm.std if norm else new).to(x),y
+            yield ((new-mean)/std).to(x),y
 
 def as_policy(f):
     "A function on batches; a torchvision v2 transform is called on each image, since on a batch it would draw once for all."
     return (lambda x: torch.stack([f(o) for o in x])) if isinstance(f, v2.Transform) else f
 
-# %% ../nbs/01c_influence.ipynb #4878e452
+# %% ../nbs/01c_influence.ipynb #66fe4a3d
 def rank_augmentations(
     model,         # A classifier that ends in `nn.Linear`
     train, valid,  # As for `Influence`; images in [0, 1] before any fastai `Normalize`
@@ -265,9 +314,9 @@ def rank_augmentations(
 
 def check_candidates(candidates, batches):
     "Raise `ValueError` that names the candidate which fails on two images."
-    pair = [next(iter(batches))]
+    x,y = next(iter(batches))
     for k,f in candidates.items():
-        try: list(Augmented([(x[:2],y[:2]) for x,y in pair], f))
+        try: list(Augmented([(x[:2],y[:2])], f, norm=batches.norm))
         except Exception as e: raise ValueError(f"Candidate {k!r} failed on two images: {e}") from e
 
 # %% ../nbs/01c_influence.ipynb #0455fc08

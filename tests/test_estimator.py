@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 
 from influence_aug.estimator import *
-from influence_aug.influence import *
+from influence_aug.head import *
 from influence_aug.learner import small_cnn
 from influence_aug.transforms import Generator
 
