@@ -93,15 +93,15 @@ def head_hessian(W, h, l2=0.):
     H.diagonal().add_(l2)
     return H
 
-# %% ../nbs/01a_head.ipynb #fb5374a7
+# %% ../nbs/01a_head.ipynb #e0b357bd
 def products_at(W, h):
     "V ↦ HV for the Hessian of the mean cross-entropy at `W` (K, d+1): linear in the size of `h` (n, d), without the L2 term."
     hb = with_bias(h)
     hT = hb.T.contiguous()
-    p = (W@hT).softmax(0)
+    p,hb = (W@hT).softmax(0),hb/len(h)
     def product(V):
         pu = p*(V@hT)
-        return (pu-p*pu.sum(0))@hb/len(h)
+        return (pu-p*pu.sum(0))@hb
     return product
 
 def head_product(V, W, h): return products_at(W, h)(V)
@@ -117,35 +117,40 @@ class Solution:
     warning:str = ''  # Empty if all went well; otherwise what went wrong and the remedy
     scale:float = None # LiSSA's scale, if it was LiSSA
 
-# %% ../nbs/01a_head.ipynb #838c59f0
-def dot(a, b): return (a*b).sum()
+# %% ../nbs/01a_head.ipynb #d289e4c6
+def dot(a, b): return torch.dot(a.flatten(), b.flatten())
 
 def conjugate_gradient(A, b, rtol=1e-4, max_steps=1000, precondition=None, callback=None):
     "Solve A(x) = b for a symmetric positive definite function A, to relative residual `rtol`; `precondition` approximates A⁻¹."
     M = precondition or (lambda v: v)
-    x,r,size,history,warning = torch.zeros_like(b),b,b.norm().clamp(min=torch.finfo(b.dtype).tiny),[],''
-    relative = lambda r: (r.norm()/size).item()
+    size = b.norm().clamp(min=torch.finfo(b.dtype).tiny).item()
+    relative = lambda r: r.norm().item()/size
+    x,r,history,warning = torch.zeros_like(b),b,[],''
     z = p = M(r)
+    rz = dot(r, z).item()
     for _ in slow_bar(range(max_steps)):
-        if relative(r)<=rtol:
+        history.append(relative(r))
+        if history[-1]<=rtol:
             r = b-A(x)
             if relative(r)<=rtol: break
             z = p = M(r)
-        history.append(relative(r))
-        Ap,rz = A(p),dot(r, z)
-        pAp = dot(p, Ap)
+            rz = dot(r, z).item()
+        Ap = A(p)
+        pAp = dot(p, Ap).item()
         if not pAp>0:
-            warning = f"The curvature along a search direction is {pAp/dot(p,p):.1e}: conjugate gradients expect positive. Raise damping, or use curvature='ggn'."
+            warning = f"The curvature along a search direction is {pAp/dot(p, p).item():.1e}: conjugate gradients expect positive. Raise damping, or use curvature='ggn'."
             break
-        x,r = x+rz/pAp*p,r-rz/pAp*Ap
-        z = M(r)
-        p = z+dot(r, z)/rz*p
+        x,r = x.add(p, alpha=rz/pAp),r.sub(Ap, alpha=rz/pAp)
+        z,old = M(r),rz
+        rz = dot(r, z).item()
+        p = z.add(p, alpha=rz/old)
         if callback: callback(x)
+    else: history.append(relative(r))
     true = relative(b-A(x))
-    if not warning and not true<=rtol: warning = f"Residual {true:.1e} after {len(history)} steps: expected {rtol:.0e}. Raise max_steps or damping, or use float64."
-    return Solution(x, len(history), true, [*history, true], warning)
+    if not warning and not true<=rtol: warning = f"Residual {true:.1e} after {len(history)-1} steps: expected {rtol:.0e}. Raise max_steps or damping, or use float64."
+    return Solution(x, len(history)-1, true, history, warning)
 
-# %% ../nbs/01a_head.ipynb #bee2a91c
+# %% ../nbs/01a_head.ipynb #73b8e475
 class Mixture:
     "Data sets mixed in given shares that sum to one, whatever their sizes: `Mixture((.9, originals), (.1, copies))`."
     def __init__(self, *parts): self.parts = parts
@@ -168,9 +173,10 @@ def kronecker_inverse(W, batches, shift):
         return p.mean(0).diag() - p.T@p/len(p)
     p,Up = torch.linalg.eigh(mean_over(batches, P))
     c,Uc = torch.linalg.eigh(mean_over(batches, lambda h,y: with_bias(h).T@with_bias(h)/len(h)))
-    return lambda V: Up@((Up.T@V@Uc)/(p[:,None]*c+shift))@Uc.T
+    scale = 1/(p[:,None]*c+shift)
+    return lambda V: Up@(Up.T@V@Uc*scale)@Uc.T
 
-# %% ../nbs/01a_head.ipynb #d0a9244b
+# %% ../nbs/01a_head.ipynb #91016623
 EXACT_UP_TO = 2000
 
 def solve_head(W, batches, shift, g, rtol=1e-6):
@@ -181,13 +187,13 @@ def solve_head(W, batches, shift, g, rtol=1e-6):
         return torch.cholesky_solve(g.flatten()[:,None], torch.linalg.cholesky(H)).view_as(W)
     return solve_head_by_products(W, batches, shift, g, rtol).x
 
-def solve_head_by_products(W, batches, shift, g, rtol=1e-6):
-    "The same by conjugate gradients in the Kronecker metric, whatever the size: a `Solution`."
+def solve_head_by_products(W, batches, shift, g, rtol=1e-6, preconditioner=kronecker_inverse):
+    "The same by conjugate gradients, whatever the size: a `Solution`. `preconditioner=None` saves its eigenvectors where few steps are needed."
     if isinstance(batches, list):
         products = [(products_at(W, h), y) for h,y in batches]
-        A = lambda V: mean_over(products, lambda product,y: product(V))+shift*V
+        A = lambda V: mean_over(products, lambda product,y: product(V)).add(V, alpha=shift)
     else: A = lambda V: mean_over(batches, lambda h,y: head_product(V, W, h))+shift*V
-    return conjugate_gradient(A, g, rtol, precondition=kronecker_inverse(W, batches, shift))
+    return conjugate_gradient(A, g, rtol, precondition=preconditioner and preconditioner(W, batches, shift))
 
 # %% ../nbs/01a_head.ipynb #bead50b5
 @dataclass

@@ -13,10 +13,15 @@ def shown(cell):
     if re.search(r'^#\|\s*hide\b', cell.source, re.M): return None
     silent = re.search(r'^#\|\s*echo:\s*false', cell.source, re.M)
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
-    cell['outputs'] = [o for o in cell.get('outputs', []) if 'image/png' not in o.get('data', {})] if cell.cell_type == 'code' else None
+    cell['outputs'] = [o for o in cell.get('outputs', []) if not left_out(o.get('data', {}))] if cell.cell_type == 'code' else None
     if cell.cell_type != 'code': del cell['outputs']
     if silent: cell.source = ''
     return cell if cell.source or cell.get('outputs') else None
+
+
+def left_out(data):
+    "Pictures and what progress bars leave behind."
+    return 'image/png' in data or 'fastprogress' in str(data) or data.get('text/plain', '').startswith('<IPython.core.display.HTML')
 
 
 def readme():
