@@ -127,6 +127,50 @@ def test_solvers_give_the_same_values():
     assert own.isfinite().all()
 
 
+def test_newton_steps_against_dense_algebra_and_retraining():
+    (h, y), (h_val, y_val), n, l2 = problem(40), problem(30, seed=1), 40, .05
+    infl = Influence(linear(), (h, y), (h_val, y_val), l2=l2).fit()
+    W, base = infl.problem.W, head_loss(infl.problem.W, h_val, y_val)
+    removed, replaced = infl.newton_if_removed(h[:8], y[:8]), infl.newton_if_replaced(h[:8], y[:8], -h[:8])
+    errors = []
+    for i in range(8):
+        for found, first, new in [(removed, infl.change_if_removed(h, y), None), (replaced, infl.change_if_replaced(h, y, -h), -h[i:i+1])]:
+            others = torch.cat([h[:i], h[i+1:]]+([] if new is None else [new])), torch.cat([y[:i], y[i+1:]]+([] if new is None else [y[i:i+1]]))
+            part = len(others[1])/n
+            H = part*head_hessian(W, others[0])+l2*torch.eye(W.numel(), dtype=F64)
+            step = torch.linalg.solve(H, (part*head_grad(W, *others)-head_grad(W, h, y)).flatten()).view_as(W)
+            assert abs(found[i]-(head_loss(W-step, h_val, y_val)-base)) < 1e-10
+            actual = head_loss(fit_head(*others, 3, l2/part).W, h_val, y_val)-base
+            errors.append([abs(found[i]-actual).item(), abs(first[i]-actual).item()])
+    step, first = torch.tensor(errors).mean(0)
+    assert step < .3*first
+
+
+def test_newton_steps_through_all_layers():
+    model, (x, y) = conv_net(), pictures()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        infl = Influence(model, (x, y), pictures(seed=1), params='all', damping=.1).fit()
+    flat, new = infl.problem.flat, x.flip(3)
+    A = infl.A.dense(infl.s)
+    def curvature(x): return Curvature(ggn_of(flat), Batches((x, y[:1])), 0., len(A)).dense(infl.s)/30
+    def gradient(x): return grad(lambda t: flat.loss(t, x, y[:1]))(flat.theta)/30
+    step = torch.linalg.solve(A-curvature(x[:1])+curvature(new[:1]), gradient(new[:1])-gradient(x[:1]))
+    expected = infl.valid_loss(flat.theta-step)-infl.valid_loss(flat.theta)
+    assert abs(infl.newton_if_replaced(x[:1], y[:1], new[:1])[0]-expected) < 1e-10
+
+
+def test_newton_steps_of_a_wide_head_by_products():
+    torch.manual_seed(0)
+    train, valid = (torch.randn(60, 700, dtype=F64), torch.arange(60) % 3), problem(20, 700, seed=1)
+    wide = Influence(linear(700), train, valid).fit()
+    exactly = Influence(linear(700), train, valid, solver='exact').fit()
+    exactly.factor = torch.linalg.lu_factor(exactly.A.dense(exactly.s))
+    solve = torch.linalg.lu_solve(*exactly.factor, wide.b[:, None])[:, 0]
+    assert wide.A.size > EXACT_UP_TO and (wide.inverse(wide.b[None])[0]-solve).norm() < 1e-3*solve.norm()
+    assert wide.newton_if_removed(train[0][:2], train[1][:2]).isfinite().all()
+
+
 def test_auto_says_what_it_picked_and_a_wide_head_streams():
     torch.manual_seed(0)
     h, y = torch.randn(60, 700, dtype=F64), torch.arange(60) % 3
