@@ -141,7 +141,7 @@ def test_newton_steps_against_dense_algebra_and_retraining():
             step = torch.linalg.solve(H, (part*head_grad(W, *others)-head_grad(W, h, y)).flatten()).view_as(W)
             assert abs(found[i]-(head_loss(W-step, h_val, y_val)-base)) < 1e-10
             actual = head_loss(fit_head(*others, 3, l2/part).W, h_val, y_val)-base
-            errors.append([abs(found[i]-actual).item(), abs(first[i]-actual).item()])
+            if new is None: errors.append([abs(found[i]-actual).item(), abs(first[i]-actual).item()])
     step, first = torch.tensor(errors).mean(0)
     assert step < .3*first
 
