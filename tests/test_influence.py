@@ -128,7 +128,8 @@ def test_solvers_give_the_same_values():
 
 
 def test_newton_steps_against_dense_algebra_and_retraining():
-    (h, y), (h_val, y_val), n, l2 = problem(40), problem(30, seed=1), 40, .05
+    (x, labels), n, l2 = problem(70), 40, .05
+    h, y, h_val, y_val = x[:n], labels[:n], x[n:], labels[n:]
     infl = Influence(linear(), (h, y), (h_val, y_val), l2=l2).fit()
     W, base = infl.problem.W, head_loss(infl.problem.W, h_val, y_val)
     removed, replaced = infl.newton_if_removed(h[:8], y[:8]), infl.newton_if_replaced(h[:8], y[:8], -h[:8])
