@@ -223,6 +223,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'influence_aug/influence.py'),
                                          'influence_aug.influence.check_data': ('influence.html#check_data', 'influence_aug/influence.py'),
                                          'influence_aug.influence.n_outputs': ('influence.html#n_outputs', 'influence_aug/influence.py'),
+                                         'influence_aug.influence.plain': ('influence.html#plain', 'influence_aug/influence.py'),
                                          'influence_aug.influence.plot_ranking': ( 'influence.html#plot_ranking',
                                                                                    'influence_aug/influence.py'),
                                          'influence_aug.influence.rank_augmentations': ( 'influence.html#rank_augmentations',

@@ -225,6 +225,16 @@ def fastai_vision_model():
     return create_vision_model(resnet18, 2, pretrained=False)
 
 
+def test_fastai_tensors_are_taken_as_they_come():
+    from fastai.vision.all import TensorCategory, TensorImage
+    model, (x, y) = conv_net(), pictures()
+    infl = Influence(model, (x, y), pictures(seed=1)).fit()
+    image, label = x[:3].as_subclass(TensorImage), y[:3].as_subclass(TensorCategory)
+    for name in ('values', 'change_if_removed', 'newton_if_removed'):
+        assert torch.equal(getattr(infl, name)(image, label), getattr(infl, name)(x[:3], y[:3]))
+    assert type(infl.change_if_replaced(image, label, image.flip(3))) is torch.Tensor
+
+
 def test_bad_input():
     x, y = pictures()
     valid, model = pictures(seed=1), conv_net()
