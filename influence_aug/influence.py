@@ -220,7 +220,7 @@ def _warn(self:Influence, found):
     if r.grad_norm>1e-2*self.b.norm():
         remedy = "Pass refit=True" if self.params=='head' else "Train on with this weight decay in the loss, set l2 to the one that was in it, or use params='head'"
         w.append(f"θ is not at a minimum: the gradient of the training loss with l2={self.l2:g} has norm {r.grad_norm:.1e}, that of the validation loss {self.b.norm():.1e}. Predictions assume zero. {remedy}.")
-    if r.curvature=='hessian' and self.params!='head' and not found and r.eigenvalues[0]<=0:
+    if r.curvature=='hessian' and self.params!='head' and r.solver!='exact' and not found and r.eigenvalues[0]<=0:
         w.append(f"The smallest eigenvalue of H + δI is {r.eigenvalues[0]:.1e}: θ is no minimum. Raise damping by more than that, or use curvature='ggn'.")
     for o in w: warnings.warn(o, stacklevel=3)
 
