@@ -265,6 +265,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'influence_aug/learner.py'),
                                        'influence_aug.learner.WGANCallback.distance': ( 'learner.html#wgancallback.distance',
                                                                                         'influence_aug/learner.py'),
+                                       'influence_aug.learner.WGANCallback.weight': ( 'learner.html#wgancallback.weight',
+                                                                                      'influence_aug/learner.py'),
                                        'influence_aug.learner.linear_decay': ('learner.html#linear_decay', 'influence_aug/learner.py'),
                                        'influence_aug.learner.small_cnn': ('learner.html#small_cnn', 'influence_aug/learner.py'),
                                        'influence_aug.learner.tensor_dls': ('learner.html#tensor_dls', 'influence_aug/learner.py'),

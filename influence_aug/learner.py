@@ -55,11 +55,17 @@ adam = lambda beta1, beta2: partial(OptimWrapper, opt=torch.optim.Adam, betas=(b
 
 # %% ../nbs/06_learner.ipynb #1efa9c84
 class WGANCallback(Callback):
-    "Play the critics' side: `n_critic` steps of both before each step of G, on fresh images, τ and flows."
-    def __init__(self, n_critic=3, lr=5e-4, draw_tau=tau_tanh, draw_flow=random_affine_flow, penalty_weight=10.):
-        self.n_critic,self.lr = n_critic,lr
-        self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow, penalty_weight=penalty_weight)
-        self.draw_tau,self.distances = draw_tau,[]
+    "Play the critics' side: `n_critic` steps of both before each step of G, on fresh images, τ and flows; the penalty is taken every `penalty_every` of them, with as many times its weight."
+    def __init__(self, n_critic=3, lr=5e-4, draw_tau=tau_tanh, draw_flow=random_affine_flow, penalty_weight=10., penalty_every=1):
+        if penalty_every<1: raise ValueError(f"penalty_every={penalty_every}: expected 1 or more. 1 takes the penalty at each critic step.")
+        self.n_critic,self.lr,self.penalty_weight,self.penalty_every = n_critic,lr,penalty_weight,penalty_every
+        self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow)
+        self.draw_tau,self.distances,self.steps = draw_tau,[],0
+
+    def weight(self):
+        "The penalty's weight in the coming critic step."
+        self.steps += 1
+        return 0. if self.steps%self.penalty_every else self.penalty_weight*self.penalty_every
 
     def before_fit(self):
         c = self.model.config
@@ -69,7 +75,7 @@ class WGANCallback(Callback):
     def before_batch(self):
         *for_critics,x = self.x.chunk(self.n_critic+1 if self.training else 1)
         for opt in self.opts: opt.param_groups[0]['lr'] = self.opt.hypers[-1]['lr']
-        for xb in for_critics: seen = self.step(self.model, *self.critics, self.opts, xb)
+        for xb in for_critics: seen = self.step(self.model, *self.critics, self.opts, xb, penalty_weight=self.weight())
         if for_critics: self.distances.append([o.wasserstein.item() for o in seen])
         self.learn.xb,self.learn.yb = (x, self.draw_tau(len(x), self.model.config['n_tau'], x.device)),(x,)
 

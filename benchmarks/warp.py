@@ -1,0 +1,104 @@
+"""Our warps against torchvision's and kornia's: are they equal, and what do they cost? One row a comparison in results/speed.csv.
+
+    python benchmarks/warp.py
+
+128 MNIST digits of the embedded sample, one CPU thread, float32. `ours` and `peer` are medians in milliseconds over 30 alternating calls, `ratio` is
+ours over peer (below 1: ours is faster), `difference` the largest difference of a pixel inside the border where both compute the same. kornia is measured if
+it is installed (`pip install kornia`); the library does not need it. Rows that are there already are not measured again.
+"""
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+import torchvision.transforms.v2.functional as TF
+from torchvision.transforms import v2
+
+from influence_aug.data import append_row, mnist_sample, read_results
+from influence_aug.estimator import load_generator
+from influence_aug.learner import small_cnn
+from influence_aug.transforms import pixel_grid, random_affine_flow, recolor, warp
+from influence_aug.wgan import tau_uniform
+
+RESULTS, N, SIZE = 'results/speed.csv', 128, 28
+
+
+def milliseconds(*fs, repeats=30):
+    "Median time of each function, called in turn."
+    times = [[] for _ in fs]
+    for _ in range(repeats+3):
+        for t, f in zip(times, fs):
+            start = time.perf_counter()
+            f()
+            t.append(1000*(time.perf_counter()-start))
+    return [statistics.median(t[3:]) for t in times]
+
+
+def compare(what, ours, peer, peer_name, same=None):
+    "Time `ours` against `peer`, with the largest difference inside a border of two pixels if `same` is a pair of results."
+    if Path(RESULTS).exists() and (read_results(RESULTS).what == what).any(): return print(f'{what}: is there already')
+    a, b = milliseconds(ours, peer)
+    difference = '' if same is None else f'{(same[0]-same[1])[..., 2:-2, 2:-2].abs().max().item():.1e}'
+    print(f'{what}: ours {a:.2f} ms, {peer_name} {b:.2f} ms, ratio {a/b:.2f}, difference {difference}', flush=True)
+    append_row(RESULTS, what=what, ours=f'{a:.3f}', peer=f'{b:.3f}', ratio=f'{a/b:.3f}', difference=difference, unit='ms', n=N, peer_name=peer_name,
+               machine='1 CPU thread', command='python benchmarks/warp.py')
+
+
+def matrices(angle):
+    "Sampling matrices (n, 2, 3) in [-1, 1] of rotations by `angle` (n,)."
+    rows = torch.stack([angle.cos(), angle.sin(), 0*angle, -angle.sin(), angle.cos(), 0*angle], 1)
+    return rows.view(-1, 2, 3)
+
+
+def rotation_flow(angle): return torch.einsum('nab,hwb->nhwa', matrices(angle)[..., :2], pixel_grid(SIZE, SIZE))
+
+
+def against_torchvision(x, angle, shift):
+    each = lambda: torch.stack([TF.affine(o, a, [0, 0], 1., [0, 0], TF.InterpolationMode.BILINEAR) for o, a in zip(x, angle.rad2deg().tolist())])
+    ours = lambda: warp(x, rotation_flow(angle))
+    compare('rotation, one angle per image, vs torchvision affine', ours, each, f'torchvision {torchvision.__version__}', (ours(), each()))
+    elastic = lambda: torch.cat([TF.elastic(o[None], s[None]) for o, s in zip(x, shift)])
+    ours = lambda: warp(x, pixel_grid(SIZE, SIZE)+shift)
+    compare('one flow per image, vs torchvision elastic', ours, elastic, f'torchvision {torchvision.__version__}', (ours(), elastic()))
+    tfm = v2.RandomAffine(20, (.1, .1), (.8, 1.2), (-15, 15), v2.InterpolationMode.BILINEAR)
+    compare('drawing and applying a random affine map per image, vs torchvision RandomAffine', lambda: warp(x, random_affine_flow(N, SIZE, like=x)),
+            lambda: torch.stack([tfm(o) for o in x]), f'torchvision {torchvision.__version__}')
+
+
+def against_kornia(x, angle, shift):
+    try: import kornia
+    except ImportError: return print('kornia is not installed: pip install kornia')
+    name, K = f'kornia {kornia.__version__}', kornia.geometry.transform
+    ours, theirs = (lambda: warp(x, rotation_flow(angle))), (lambda: K.rotate(x, -angle.rad2deg()))
+    compare('rotation, one angle per image, vs kornia rotate', ours, theirs, name, (ours(), theirs()))
+    flow = pixel_grid(SIZE, SIZE)+shift
+    pixels = (flow+1)*SIZE/2-.5
+    ours, theirs = (lambda: warp(x, flow)), (lambda: K.remap(x, pixels[..., 0], pixels[..., 1], align_corners=True))
+    compare('one flow per image, vs kornia remap', ours, theirs, name, (ours(), theirs()))
+    tfm = kornia.augmentation.RandomAffine(20., (.1, .1), (.8, 1.2), 15., p=1.)
+    compare('drawing and applying a random affine map per image, vs kornia RandomAffine', lambda: warp(x, random_affine_flow(N, SIZE, like=x)), lambda: tfm(x), name)
+
+
+def generator_against_classifier(x):
+    "What an augmented batch costs, beside the forward pass of the classifier that will see it."
+    G, F, tau = load_generator('mnist').eval(), small_cnn().eval(), tau_uniform(N)
+    compare('G: τ to filters, flow and warped images, vs one forward pass of F', lambda: G(x, tau), lambda: F(x), 'small_cnn')
+    flow, (c_w, c_b) = G.spatial(tau), G.appearance(tau)
+    compare('only the warp and the colour filter, vs one forward pass of F', lambda: recolor(warp(x, flow), c_w, c_b), lambda: F(x), 'small_cnn')
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    x = mnist_sample().valid.x[:N].float()/255
+    angle, shift = math.radians(20)*(2*torch.rand(N)-1), .2*(2*torch.rand(N, SIZE, SIZE, 2)-1)
+    with torch.no_grad():
+        against_torchvision(x, angle, shift)
+        against_kornia(x, angle, shift)
+        generator_against_classifier(x)
+
+
+if __name__ == '__main__': main()
