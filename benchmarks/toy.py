@@ -1,7 +1,7 @@
 """Figure 3 in numbers: both toy sets for twenty seeds, one row a measure in results/toy.csv.
 
     python benchmarks/toy.py               # seeds 0 to 19, two processes of one thread; runs that are there already are left out
-    python benchmarks/toy.py --seeds 3 --workers 1
+    python benchmarks/toy.py --first 20 --seeds 10 --results results/toy_fresh.csv   # seeds nobody had looked at
 
 `row` is 1 or 2 as in the figure; ratios are after/before, gains in percentage points, `angle_deg` is 0 straight down. `_free` means E without a
 cost for pushes. Every classifier is trained to a gradient norm of 1e-8 in float64; `after` is trained from its first initial weights.
@@ -49,15 +49,16 @@ def run(job, rounds, points, results, command):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--seeds', type=int, default=20)
+    p.add_argument('--first', type=int, default=0, help='first seed')
     p.add_argument('--rounds', type=int, default=40)
     p.add_argument('--points', type=int, default=40, help='single points that are moved')
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--results', default='results/toy.csv')
     args = p.parse_args()
     finished = {k for k, measures in done(args.results).items() if f'{FREE[-1]}_free' in measures}
-    jobs = [(row, seed) for seed in range(args.seeds) for row in SETS if (row, seed) not in finished]
+    jobs = [(row, seed) for seed in range(args.first, args.first+args.seeds) for row in SETS if (row, seed) not in finished]
     if len(jobs) < args.seeds*len(SETS): print(f'{args.seeds*len(SETS)-len(jobs)} runs are there already')
-    command = f'python benchmarks/toy.py --seeds {args.seeds} --rounds {args.rounds}'
+    command = f'python benchmarks/toy.py --first {args.first} --seeds {args.seeds} --rounds {args.rounds} --results {args.results}'
     with ProcessPoolExecutor(args.workers, mp_context=get_context('spawn')) as pool:
         for line in pool.map(functools.partial(run, rounds=args.rounds, points=args.points, results=args.results, command=command), jobs): print(line, flush=True)
 
