@@ -46,13 +46,10 @@ def compare(what, ours, peer, peer_name, same=None):
                machine='1 CPU thread', command='python benchmarks/warp.py')
 
 
-def matrices(angle):
-    "Sampling matrices (n, 2, 3) in [-1, 1] of rotations by `angle` (n,)."
-    rows = torch.stack([angle.cos(), angle.sin(), 0*angle, -angle.sin(), angle.cos(), 0*angle], 1)
-    return rows.view(-1, 2, 3)
-
-
-def rotation_flow(angle): return torch.einsum('nab,hwb->nhwa', matrices(angle)[..., :2], pixel_grid(SIZE, SIZE))
+def rotation_flow(angle):
+    "Flows (n, SIZE, SIZE, 2) of rotations by `angle` (n,)."
+    matrix = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    return torch.einsum('nab,hwb->nhwa', matrix, pixel_grid(SIZE, SIZE))
 
 
 def against_torchvision(x, angle, shift):

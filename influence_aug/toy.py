@@ -221,20 +221,19 @@ def learn_translation(toy, rounds=40, lr=.01, cost=.1, l2=L2, seed=0, reach=2.):
     x,y = toy.train
     E,model = Translation(seed, reach),fit_network(toy_network(seed), x, y, l2)
     before,opt,rows = copy.deepcopy(model),torch.optim.Adam(E.parameters(), lr),[]
-    snapshots,loss = [(x, before)],loss_and_accuracy(model, *toy.valid)[0]
+    here,snapshots,loss = x,[(x, before)],loss_and_accuracy(model, *toy.valid)[0]
     for k in slow_bar(range(rounds)):
-        here = E(x).detach()
         infl = toy_influence(model, here, toy, l2)
         opt.zero_grad()
         objective(infl, E, x, y, cost).backward()
         opt.step()
-        there = E(x).detach()
-        promised = infl.change_if_replaced(here, y, there).sum().item()
-        model = fit_network(copy.deepcopy(model), there, y, l2)
+        before_step,here = here,E(x).detach()
+        promised = infl.change_if_replaced(before_step, y, here).sum().item()
+        model = fit_network(copy.deepcopy(model), here, y, l2)
         loss,old = loss_and_accuracy(model, *toy.valid)[0],loss
         rows.append(dict(round=k+1, promised=promised, delivered=loss-old, valid_loss=loss))
-        snapshots.append((there, model))
-    return Learned(toy, E, before, fit_network(toy_network(seed), there, y, l2), pd.DataFrame(rows), snapshots)
+        snapshots.append((here, model))
+    return Learned(toy, E, before, fit_network(toy_network(seed), here, y, l2), pd.DataFrame(rows), snapshots)
 
 # %% ../nbs/02_toy.ipynb #31adcad0
 def toy_runs(seed=0, **kwargs):
@@ -307,9 +306,9 @@ def toy_measures(learned, points=40, l2=L2):
     res = dict(towards_cos=F.cosine_similarity(push, toy.target, dim=0).item(), angle_deg=math.degrees(math.atan2(push[0].abs(), -push[1])),
                push=push.norm().item(), single_point_pearson=pearsonr(effects.predicted, effects.retrained)[0],
                single_point_slope=np.polyfit(effects.predicted, effects.retrained, 1)[0], **whole_effect(learned, l2))
-    for name,part in [('valid',toy.valid), ('test',toy.test)]:
+    for ratio,gain,part in [('valid_loss_ratio','accuracy_gain',toy.valid), ('test_loss_ratio','test_accuracy_gain',toy.test)]:
         (loss0,acc0),(loss1,acc1) = (loss_and_accuracy(m, *part) for m in (learned.before, learned.after))
-        res |= {f'{name}_loss_ratio': loss1/loss0, 'accuracy_gain' if name=='valid' else 'test_accuracy_gain': acc1-acc0}
+        res |= {ratio: loss1/loss0, gain: acc1-acc0}
     return res
 
 def whole_effect(learned, l2=L2):
@@ -333,11 +332,14 @@ def shift_effects(toy, model, shifts, l2=L2):
 def show_shift(toy, model, dx=0., dy=0., ax=None, l2=L2):
     "Training points moved by (dx, dy), the classifier fitted to them, validation points in pale; the title has the predicted and the true validation loss."
     ax = ax or plt.subplots(figsize=(3.6,3.9))[1]
-    shift = torch.tensor([dx,dy]).to(toy.train[0])
-    row,before = shift_effects(toy, model, [shift], l2).iloc[0],loss_and_accuracy(model, *toy.valid)[0]
-    show_decision(fit_network(copy.deepcopy(model), toy.train[0]+shift, toy.train[1], l2), ax, n=60)
-    show_points(*toy.valid, ax, alpha=.35); show_points(toy.train[0]+shift, toy.train[1], ax)
-    ax.set_title(f'moved by ({dx:+.1f}, {dy:+.1f})\nvalidation loss: predicted {before+row.predicted:.2f}, true {before+row.retrained:.2f}', fontsize=8)
+    x,y = toy.train
+    moved = x+torch.tensor([dx,dy]).to(x)
+    fitted = fit_network(copy.deepcopy(model), moved, y, l2)
+    before,true = (loss_and_accuracy(m, *toy.valid)[0] for m in (model, fitted))
+    predicted = before+toy_influence(model, x, toy, l2).change_if_replaced(x, y, moved).sum().item()
+    show_decision(fitted, ax, n=60)
+    show_points(*toy.valid, ax, alpha=.35); show_points(moved, y, ax)
+    ax.set_title(f'moved by ({dx:+.1f}, {dy:+.1f})\nvalidation loss: predicted {predicted:.2f}, true {true:.2f}', fontsize=8)
     return ax
 
 def drag_shift(toy, model, l2=L2):

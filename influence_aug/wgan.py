@@ -33,7 +33,7 @@ class CriticLoss(NamedTuple):
     penalty: torch.Tensor      # Unweighted gradient penalty
 
 def critic_loss(D, real, fake, penalty_weight=10.):
-    "WGAN-GP's loss for critic `D` on batches `real` and `fake`; without its penalty, and at half the cost, for weight 0."
+    "WGAN-GP's loss for critic `D` on batches `real` and `fake`; for weight 0 the penalty is not computed."
     wasserstein = D(real).mean()-D(fake.detach()).mean()
     penalty = gradient_penalty(D, real, fake) if penalty_weight else wasserstein.new_zeros(())
     return CriticLoss(penalty_weight*penalty-wasserstein, wasserstein, penalty)

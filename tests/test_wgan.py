@@ -3,6 +3,8 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from influence_aug import wgan
+from influence_aug.learner import WGANCallback
 from influence_aug.transforms import Generator
 from influence_aug.wgan import *
 
@@ -57,14 +59,12 @@ def test_tau_stays_in_the_cube(draw):
 
 @pytest.mark.parametrize('every', [1, 2, 3])
 def test_a_lazy_penalty_keeps_its_mean_weight(every):
-    from influence_aug.learner import WGANCallback
-    wgan = WGANCallback(penalty_weight=10., penalty_every=every)
-    weights = [wgan.weight() for _ in range(6)]
+    callback = WGANCallback(penalty_weight=10., penalty_every=every)
+    weights = [callback.weight() for _ in range(6)]
     assert sum(weights) == 60 and sum(w > 0 for w in weights) == 6//every
 
 
 def test_without_a_penalty_no_gradient_of_the_gradient(monkeypatch):
-    from influence_aug import wgan
     monkeypatch.setattr(wgan, 'gradient_penalty', lambda *args: pytest.fail('the penalty was computed'))
     D = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     got = wgan.critic_loss(D, torch.ones(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), penalty_weight=0.)
@@ -72,5 +72,4 @@ def test_without_a_penalty_no_gradient_of_the_gradient(monkeypatch):
 
 
 def test_penalty_every_zero_is_refused():
-    from influence_aug.learner import WGANCallback
     with pytest.raises(ValueError, match='penalty_every=0: expected 1 or more'): WGANCallback(penalty_every=0)
