@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['pixel_grid', 'flow_field', 'warp', 'smooth', 'recolor', 'random_affine_flow', 'flow_distance', 'n_halvings',
-           'conv_widths', 'encoder', 'Generator', 'check_input']
+           'conv_widths', 'encoder', 'Generator', 'check_input', 'Interpolation', 'interpolate_tau']
 
 # %% ../nbs/03_transforms.ipynb #b95187ce
 import math, torch
 import torch.nn.functional as F
+from typing import NamedTuple
 from torch import nn
+from .data import *
 
 # %% ../nbs/03_transforms.ipynb #7ddf730e
 def pixel_grid(h, w, like=None):
@@ -116,3 +118,33 @@ def check_input(x, channels, size, **_):
     if tuple(x.shape[1:])!=(channels,size,size):
         raise ValueError(f"Images of shape {tuple(x.shape[1:])}: this generator was made for {(channels,size,size)}. Resize the images, or train one with Generator(channels={x.shape[1]}, size={x.shape[-1]}).")
     if not x.is_floating_point(): raise ValueError(f"Pixels of type {x.dtype}: expected floats in [0, 1]. Use x.float()/255.")
+
+# %% ../nbs/03_transforms.ipynb #cc6d7f0a
+class Interpolation(NamedTuple):
+    "The parts of G along a line of τ, one entry for each τ: see `interpolate_tau`."
+    original: torch.Tensor # (c, h, w)
+    tau: torch.Tensor      # (steps, n_tau), evenly from one end to the other
+    flow: torch.Tensor     # (steps, h, w, 2): what the spatial model says
+    moved: torch.Tensor    # (steps, c, h, w): the original, warped by it
+    added: torch.Tensor    # (steps, c, h, w): Δx, what the appearance model adds to it
+    changed: torch.Tensor  # (steps, c, h, w): moved + added, which is G(x, τ)
+
+    def show(self, size=.6, ax=None):
+        "Draw Figure 4, a column for each τ: original, flow as a bent grid, moved, added (grey is nothing), changed."
+        lines = torch.zeros_like(self.moved)
+        lines[...,::4,:] = lines[...,::4] = 1
+        rows = self.original.expand_as(self.moved), warp(lines, self.flow, 'border'), self.moved, .5+self.added, self.changed
+        return show_images(torch.cat(rows), ncols=len(self.tau), size=size, ax=ax)
+
+# %% ../nbs/03_transforms.ipynb #497d59b3
+@torch.no_grad()
+def interpolate_tau(G, x, start, end, steps=10):
+    "Figure 4: one image `x` (c, h, w) under `steps` τ from `start` to `end`, both (n_tau,); raises `ValueError` for fewer than two steps."
+    if steps<2: raise ValueError(f"steps={steps}: expected 2 or more, one for each end.")
+    check_input(x[None], **G.config)
+    t = torch.linspace(0, 1, steps, dtype=x.dtype, device=x.device)[:,None]
+    tau = torch.lerp(start, end, t)
+    flow = G.spatial(tau)
+    moved = warp(x.expand(steps, *x.shape), flow, G.config['padding_mode'])
+    changed = recolor(moved, *G.appearance(tau))
+    return Interpolation(x, tau, flow, moved, changed-moved, changed)

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
-from influence_aug.mnist import METHODS, demo, generator, main, summarise
+from influence_aug.data import mnist_sample
+from influence_aug.estimator import load_generator
+from influence_aug.mnist import METHODS, demo, main, summarise
+from influence_aug.quality import generator
 
 ROOT = Path(__file__).parents[1]
 TINY = dict(scale='sample', steps=2, e_steps=2)
@@ -26,8 +30,8 @@ def test_each_method_writes_one_row_and_does_not_run_again(method, tmp_path, cap
 
 
 def test_generator_trained_on_the_spot(tmp_path):
-    main(method='random_tau', results=str(tmp_path/'mnist.csv'), retrain_generator=True, g_steps=10, **TINY)
-    assert '--retrain_generator --g_steps 10' in pd.read_csv(tmp_path/'mnist.csv').command[0]
+    main(method='random_tau', results=str(tmp_path/'mnist.csv'), retrain_generator=True, g_steps=20, **TINY)
+    assert '--retrain_generator --g_steps 20' in pd.read_csv(tmp_path/'mnist.csv').command[0]
 
 
 def test_mistakes_are_named_before_any_work(tmp_path):
@@ -36,15 +40,29 @@ def test_mistakes_are_named_before_any_work(tmp_path):
 
 
 def test_generator_command(tmp_path):
-    generator(scale='sample', steps=10, judge_steps=5, out=str(tmp_path/'g.safetensors'), results=str(tmp_path/'wgan.csv'))
+    generator(dataset='sample', steps=20, bs=2, judge_steps=5, threads=1, out=str(tmp_path/'g.safetensors'), results=str(tmp_path/'wgan.csv'))
     rows = pd.read_csv(tmp_path/'wgan.csv')
-    assert {'label_keeping_uniform', 'label_keeping_corner', 'label_keeping_affine', 'diversity_vs_affine', 'train_seconds', 'identity_distance'} <= set(rows.measure)
+    assert {'label_keeping_uniform', 'label_keeping_corner', 'label_keeping_affine', 'diversity_vs_affine', 'train_seconds', 'identity_distance', 'sliced_wasserstein'} <= set(rows.measure)
+    assert sorted(p.suffix for p in tmp_path.glob('g.*')) == ['.png', '.safetensors']
     main(method='random_tau', generator=str(tmp_path/'g.safetensors'), results=str(tmp_path/'mnist.csv'), **TINY)
+
+
+def test_generator_of_a_folder_of_colour_images(tmp_path):
+    data = mnist_sample().pool
+    for k in range(3):
+        (tmp_path/'images'/data.vocab[k]).mkdir(parents=True)
+        for i, x in enumerate(data.x[data.y == k][:20]): Image.fromarray(x[0].numpy()).convert('RGB').save(tmp_path/'images'/data.vocab[k]/f'{i}.png')
+    generator(dataset=str(tmp_path/'images'), steps=20, bs=2, judge_steps=5, threads=1, size=32, out=str(tmp_path/'g.safetensors'), results=str(tmp_path/'wgan.csv'))
+    assert load_generator(tmp_path/'g.safetensors').config['size'] == 32 and (pd.read_csv(tmp_path/'wgan.csv').dataset == 'images').all()
+
+
+def test_generator_of_nothing():
+    with pytest.raises(SystemExit, match="No data set 'mnits': expected one of sample, mnist, cifar10, or a folder"): generator(dataset='mnits')
 
 
 @pytest.mark.parametrize('retrain', [False, True])
 def test_demo(tmp_path, capsys, retrain):
-    demo(steps=5, e_steps=5, retrain_generator=retrain, g_steps=10, threads=1, out=str(tmp_path/'demo.png'))
+    demo(steps=5, e_steps=5, retrain_generator=retrain, g_steps=20, threads=1, out=str(tmp_path/'demo.png'))
     text = capsys.readouterr().out
     assert all(o in text for o in ('crop', 'random τ', 'learned', 'test accuracy %', 'validation loss', 'seconds'))
     assert (tmp_path/'demo.png').stat().st_size > 5000 and (tmp_path/'demo.safetensors').exists()
@@ -61,7 +79,7 @@ def recompute_tool():
 def test_rows_can_be_recomputed_and_a_wrong_one_is_found(tmp_path, capsys, kind):
     file, tool = tmp_path/f'{kind}.csv', recompute_tool()
     if kind == 'mnist': main(method='ours', results=str(file), **TINY)
-    else: generator(scale='sample', steps=10, judge_steps=5, out=str(tmp_path/'g.safetensors'), results=str(file))
+    else: generator(dataset='sample', steps=20, bs=2, judge_steps=5, threads=1, out=str(tmp_path/'g.safetensors'), results=str(file))
     row = pd.read_csv(file).astype(object).iloc[0]
     (tmp_path/'again').mkdir()
     new = tool.again(row.command, tmp_path/'again')

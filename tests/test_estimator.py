@@ -1,7 +1,8 @@
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from influence_aug.estimator import *
 from influence_aug.head import *
@@ -43,10 +44,39 @@ def test_files_that_are_not_augmenters(tmp_path):
     with pytest.raises(ValueError, match='in the package'): load_generator('nobody')
 
 
-def test_generator_in_the_package():
-    G, info = load_modules(GENERATORS/'mnist.safetensors')
-    assert info['command'].startswith('ia-generator') and (GENERATORS/'mnist.safetensors').stat().st_size < 3e6
-    assert all(p.isfinite().all() for p in G['generator'].parameters())
+@pytest.mark.parametrize('name,channels,size', [('mnist', 1, 28), ('cifar10', 3, 32)])
+def test_generators_in_the_package(name, channels, size):
+    parts, info = load_modules(GENERATORS/f'{name}.safetensors')
+    G = parts['generator']
+    assert info['command'].startswith(f'ia-generator --dataset {name}') and (GENERATORS/f'{name}.safetensors').stat().st_size < 3e6
+    assert (G.config['channels'], G.config['size']) == (channels, size) and all(p.isfinite().all() for p in G.parameters())
+    assert G(torch.rand(2, channels, size, size), torch.rand(2, 128))[0].shape == (2, channels, size, size)
+
+
+def rewritten(file, change, **meta):
+    """`file` again, with its tensors changed and its header kept, but for `meta`."""
+    with safe_open(file, 'pt') as f: header = f.metadata()
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata=header | meta)
+    return tensors
+
+
+def test_a_changed_weight_is_noticed(tmp_path):
+    file = tmp_path/'g.safetensors'
+    save_modules(file, dict(generator=Generator(n_tau=4)))
+    def nudge(tensors): tensors['generator.trunk.0.bias'][0] += 1e-6
+    rewritten(file, nudge)
+    with pytest.raises(ValueError, match='is damaged: its weights have the SHA-256'): load_modules(file)
+
+
+@pytest.mark.parametrize('change', [lambda t: t.pop('generator.trunk.0.bias'), lambda t: t.update({'generator.trunk.0.bias': torch.zeros(3)}), lambda t: t.update({'generator.trunk.0.more': torch.zeros(3)})])
+def test_weights_of_another_shape_are_named(tmp_path, change):
+    file = tmp_path/'g.safetensors'
+    save_modules(file, dict(generator=Generator(n_tau=4)))
+    tensors = rewritten(file, change)
+    rewritten(file, lambda t: None, sha256=checksum(tensors))
+    with pytest.raises(ValueError, match=r"does not fit a Generator of .*trunk.0.(bias|more)'\] missing, unknown or of another shape"): load_modules(file)
 
 
 def problem(n=40):

@@ -1,3 +1,4 @@
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,3 +85,21 @@ def test_wrong_images():
     G = Generator(1, 28)
     with pytest.raises(ValueError, match=r'made for \(1, 28, 28\)'): G(torch.rand(1, 3, 28, 28), torch.rand(1, 128))
     with pytest.raises(ValueError, match='expected floats'): G(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.rand(1, 128))
+
+
+@pytest.mark.parametrize('channels,size,dtype', [(1, 28, torch.float32), (3, 32, torch.float64), (3, 20, torch.float32)])
+def test_interpolation(channels, size, dtype):
+    G, x = Generator(channels, size, n_tau=6).to(dtype), torch.rand(channels, size, size, dtype=dtype)
+    ends = torch.rand(2, 6, dtype=dtype)
+    way = interpolate_tau(G, x, *ends, steps=5)
+    assert way.tau.shape == (5, 6) and way.flow.shape == (5, size, size, 2) and way.changed.shape == (5, channels, size, size)
+    assert torch.allclose(way.tau[2], ends.mean(0)) and torch.allclose(way.moved+way.added, way.changed, atol=1e-6)
+    with torch.no_grad(): assert torch.allclose(way.changed, G(x.expand(5, -1, -1, -1), way.tau)[0], atol=1e-5)
+    assert way.show() is not None
+    plt.close('all')
+
+
+def test_interpolation_refuses():
+    G, x, tau = Generator(), torch.rand(1, 28, 28), torch.rand(128)
+    with pytest.raises(ValueError, match='steps=1: expected 2 or more'): interpolate_tau(G, x, tau, tau, steps=1)
+    with pytest.raises(ValueError, match=r'made for \(1, 28, 28\)'): interpolate_tau(G, torch.rand(3, 32, 32), tau, tau)

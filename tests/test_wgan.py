@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from scipy.stats import wasserstein_distance
 from torch import nn
 
 from influence_aug import wgan
-from influence_aug.learner import WGANCallback
+from influence_aug.data import mnist_sample
+from influence_aug.learner import WGANCallback, train_generator
 from influence_aug.transforms import Generator
 from influence_aug.wgan import *
 
@@ -60,6 +63,7 @@ def test_tau_stays_in_the_cube(draw):
 @pytest.mark.parametrize('every', [1, 2, 3])
 def test_a_lazy_penalty_keeps_its_mean_weight(every):
     callback = WGANCallback(penalty_weight=10., penalty_every=every)
+    callback.steps = 0
     weights = [callback.weight() for _ in range(6)]
     assert sum(weights) == 60 and sum(w > 0 for w in weights) == 6//every
 
@@ -73,3 +77,32 @@ def test_without_a_penalty_no_gradient_of_the_gradient(monkeypatch):
 
 def test_penalty_every_zero_is_refused():
     with pytest.raises(ValueError, match='penalty_every=0: expected 1 or more'): WGANCallback(penalty_every=0)
+
+
+def test_an_exploding_critic_is_named_before_it_moves():
+    D = nn.Linear(3, 1)
+    opt, before = torch.optim.Adam(D.parameters(), 1.), D.weight.clone()
+    with pytest.raises(FloatingPointError, match='beyond ±1e[+]05: training has diverged. Lower the learning rate'): critic_step(D, opt, torch.rand(2, 3)*1e9, torch.rand(2, 3))
+    assert torch.equal(D.weight, before)
+
+
+def test_a_learning_rate_that_explodes_ends_training():
+    with pytest.raises(FloatingPointError, match='Lower the learning rate'): train_generator(mnist_sample().pool[:100], steps=40, epochs=1, bs=2, lr=5.)
+
+
+@given(seed=st.integers(0, 99), n=st.integers(1, 30), k=st.integers(1, 5), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_sliced_wasserstein_against_scipy(seed, n, k, dtype):
+    rng = np.random.default_rng(seed)
+    a, b = (torch.tensor(rng.normal(size=(n, k)), dtype=dtype) for _ in range(2))
+    torch.manual_seed(seed)
+    got = sliced_wasserstein(a, b, 7)
+    torch.manual_seed(seed)
+    d = torch.randn(k, 7, dtype=dtype)
+    d /= d.norm(dim=0)
+    assert got.item() == pytest.approx(np.mean([wasserstein_distance((a@o).numpy(), (b@o).numpy()) for o in d.T]), abs=1e-5)
+
+
+def test_sliced_wasserstein_of_flows_is_zero_for_the_same_and_refuses_other_sizes():
+    flows = realistic_flow(20, 12)
+    assert sliced_wasserstein(flows, flows[torch.randperm(20)]) < 1e-6
+    with pytest.raises(ValueError, match=r'shape \(20, 12, 12, 2\) and \(19, 12, 12, 2\): expected the same'): sliced_wasserstein(flows, flows[:19])
