@@ -38,8 +38,9 @@ def keeping(change, judge, x, y, bs=500):
     return 100*hits(change)/hits(lambda x: x)
 
 def diversity(draw, n=4000):
-    "Root mean square distance in pixels between two flows, where `draw(n)` gives `n`."
-    return rms(flow_distance(draw(n), draw(n)))
+    "Root mean square distance in pixels between two flows, over all pairs of `n` that `draw(n)` gives."
+    flows = draw(n)
+    return rms(flow_distance(flows, flows.mean(0).expand_as(flows)))*(2*n/(n-1))**.5
 
 # %% ../nbs/07a_quality.ipynb #ad656d62
 @torch.no_grad()
@@ -66,7 +67,7 @@ def source_of(dataset, channels=3, size=None):
 @call_parse
 def generator(
     dataset:str='mnist',   # mnist, sample, cifar10, or a folder of class folders
-    steps:int=2000,        # Training steps of G
+    steps:int=1600,        # Training steps of G
     judge_steps:int=1500,  # Training steps of the classifier that judges it
     bs:int=16,             # Images in a step of G, and in each of its critics' three
     seed:int=0,            # Draws everything
@@ -82,6 +83,7 @@ def generator(
     source = source_of(dataset, channels, size)
     out = Path(out or f'{Path(dataset).name}.safetensors')
     command = f'ia-generator --dataset {dataset} --steps {steps} --judge_steps {judge_steps} --bs {bs} --seed {seed} --threads {threads}'
+    if dataset not in SOURCES: command += f' --channels {channels}' + (f' --size {size}' if size else '')
     unfinished = out.with_suffix('.checkpoint')
     looks = ShowGenerator(source.valid.x[::max(1,len(source.valid)//16)][:16].float()/255, path=out.with_suffix('.png'))
     learn = train_generator(source.pool, steps=steps, bs=bs, seed=seed, cbs=looks, checkpoint=unfinished)
