@@ -61,7 +61,7 @@ adam = lambda beta1, beta2: partial(OptimWrapper, opt=torch.optim.Adam, betas=(b
 # %% ../nbs/06_learner.ipynb #60a947fa
 class WGANCallback(Callback):
     "Play the critics' side: `n_critic` steps of both before each step of G, on fresh images, τ and flows; the penalty is taken every `penalty_every` of them, with as many times its weight."
-    def __init__(self, n_critic=3, lr=6e-4, draw_tau=tau_tanh, draw_flow=realistic_flow, penalty_weight=10., penalty_every=2):
+    def __init__(self, n_critic=3, lr=1e-3, draw_tau=tau_tanh, draw_flow=realistic_flow, penalty_weight=10., penalty_every=2):
         if penalty_every<1: raise ValueError(f"penalty_every={penalty_every}: expected 1 or more. 1 takes the penalty at each critic step.")
         self.n_critic,self.lr,self.penalty_weight,self.penalty_every = n_critic,lr,penalty_weight,penalty_every
         self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow)
@@ -181,7 +181,7 @@ def described(setting):
     if isinstance(setting, partial): return f"{described(setting.func)}({', '.join(f'{k}={v}' for k,v in setting.keywords.items())})"
     return getattr(setting, '__name__', None) or repr(setting)
 
-def train_generator(images, generator=None, steps=1600, epochs=20, bs=16, lr=6e-4, n_critic=3, identity_weight=1e-3, seed=0, device=None, cbs=None, checkpoint=None, **kwargs):
+def train_generator(images, generator=None, steps=1300, epochs=20, bs=16, lr=1e-3, n_critic=3, identity_weight=1e-3, seed=0, device=None, cbs=None, checkpoint=None, **kwargs):
     "Train G on `images` (labels unused) for `steps`, resuming from the file `checkpoint` if given; `kwargs` go to `WGANCallback`. Returns its Learner."
     if steps<1 or steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, such as {max(1,round(steps/epochs))*epochs}.")
     set_seed(seed, reproducible=True)

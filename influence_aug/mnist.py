@@ -99,7 +99,7 @@ def main(
     e_steps:int=150,       # Training steps of E
     generator:str='mnist', # A generator in the package, or a file
     retrain_generator:store_true=False, # Train G on this run's unlabelled images instead
-    g_steps:int=1600,      # Its training steps
+    g_steps:int=1300,      # Its training steps
     threads:int=1,         # Torch threads; two runs side by side beat one run on two cores
     results:str='results/mnist.csv', # Where the row goes
 ):
@@ -135,7 +135,7 @@ def demo(
     steps:int=600,         # Training steps of each F
     e_steps:int=150,       # Training steps of E
     retrain_generator:store_true=False, # Train G here (minutes) instead of taking the package's
-    g_steps:int=1600,      # Its training steps
+    g_steps:int=1300,      # Its training steps
     threads:int=None,      # Torch threads, by default as many as torch likes
     out:str='demo.png',    # The picture; the augmenter goes beside it
 ):

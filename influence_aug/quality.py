@@ -67,7 +67,7 @@ def source_of(dataset, channels=3, size=None):
 @call_parse
 def generator(
     dataset:str='mnist',   # mnist, sample, cifar10, or a folder of class folders
-    steps:int=1600,        # Training steps of G
+    steps:int=1300,        # Training steps of G
     judge_steps:int=1500,  # Training steps of the classifier that judges it
     bs:int=16,             # Images in a step of G, and in each of its critics' three
     seed:int=0,            # Draws everything

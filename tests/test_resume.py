@@ -59,7 +59,7 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['g']
 
 
-@pytest.mark.parametrize('change,named', [(dict(lr=1e-3), 'lr=0.0006 there, lr=0.001 here'), (dict(draw_tau=tau_uniform), 'draw_tau=None there, draw_tau=tau_uniform here'),
+@pytest.mark.parametrize('change,named', [(dict(lr=2e-3), 'lr=0.001 there, lr=0.002 here'), (dict(draw_tau=tau_uniform), 'draw_tau=None there, draw_tau=tau_uniform here'),
                                           (dict(seed=1), 'seed=0 there, seed=1 here'), (dict(penalty_every=1), 'penalty_every=1 here')])
 def test_another_run_is_refused(tmp_path, change, named):
     tiny(checkpoint=tmp_path/'g')
