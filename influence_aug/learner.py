@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['adam', 'TensorDL', 'tensor_dls', 'WGANCallback', 'wgan_loss', 'linear_decay', 'random_state', 'set_random_state',
-           'Checkpoint', 'plain', 'described', 'train_generator', 'images_print', 'ShowGenerator', 'Augment',
-           'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator']
+           'Checkpoint', 'plain_state', 'described', 'train_generator', 'unlabelled', 'images_print', 'ShowGenerator',
+           'Augment', 'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator']
 
 # %% ../nbs/06_learner.ipynb #73d74913
 import matplotlib.pyplot as plt, numpy as np, random, time, torch
@@ -148,10 +148,10 @@ class Checkpoint(Callback):
         else: self.write()
 
 # %% ../nbs/06_learner.ipynb #33c92b71
-def plain(state):
+def plain_state(state):
     "`state` in Python's own types and plain tensors, which torch can load without running code."
-    if isinstance(state, dict): return {k: plain(v) for k,v in state.items()}
-    if isinstance(state, (list,tuple,L)): return (tuple if isinstance(state, tuple) else list)(map(plain, state))
+    if isinstance(state, dict): return {k: plain_state(v) for k,v in state.items()}
+    if isinstance(state, (list,tuple,L)): return (tuple if isinstance(state, tuple) else list)(map(plain_state, state))
     if isinstance(state, torch.Tensor): return state.detach().as_subclass(torch.Tensor)
     return state.item() if isinstance(state, np.generic) else state
 
@@ -163,7 +163,7 @@ def write(self:Checkpoint):
     self.path.parent.mkdir(parents=True, exist_ok=True)
     state = dict(settings=self.settings, seconds=self.seconds, random=random_state(self.dls), smooth=(r.smooth_loss.count, r.smooth_loss.val),
                  rows=list(r.values), iters=r.iters, recorder=dict(lrs=r.lrs, losses=r.losses), parts={k: o.state_dict() for o,k in self.parts().items()})
-    torch.save(plain(state), aside)
+    torch.save(plain_state(state), aside)
     aside.replace(self.path)
 
 @patch
@@ -182,9 +182,10 @@ def described(setting):
     return getattr(setting, '__name__', None) or repr(setting)
 
 def train_generator(images, generator=None, steps=1300, epochs=20, bs=16, lr=1e-3, n_critic=3, identity_weight=1e-3, seed=0, device=None, cbs=None, checkpoint=None, **kwargs):
-    "Train G on `images` (labels unused) for `steps`, resuming from the file `checkpoint` if given; `kwargs` go to `WGANCallback`. Returns its Learner."
+    "Train G on `images`, `Images` or their uint8 pixels (n, c, size, size), for `steps`, resuming from the file `checkpoint` if given; `kwargs` go to `WGANCallback`. Returns its Learner."
     if steps<1 or steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, such as {max(1,round(steps/epochs))*epochs}.")
     set_seed(seed, reproducible=True)
+    images = unlabelled(images) if isinstance(images, torch.Tensor) else images
     channels,size = images.x.shape[1],images.x.shape[-1]
     G = generator or Generator(channels, size, padding_mode='zeros' if channels==1 else 'border')
     settings = dict(steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight, seed=seed, images=images_print(images), generator=G.config, **kwargs)
@@ -196,6 +197,7 @@ def train_generator(images, generator=None, steps=1300, epochs=20, bs=16, lr=1e-
     learn.fit(epochs, cbs=ParamScheduler({'lr': lambda pos: lr*linear_decay(pos)}))
     return learn
 
+def unlabelled(x): return Images(x, torch.arange(len(x))%2, ('no','label'))
 def images_print(images): return f'{len(images)} of {tuple(images.x.shape[1:])}, sum {images.x.sum(dtype=torch.int64).item()}'
 
 # %% ../nbs/06_learner.ipynb #f93b943d

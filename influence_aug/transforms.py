@@ -133,7 +133,7 @@ class Interpolation(NamedTuple):
         "Draw Figure 4, a column for each τ: original, flow as a bent grid, moved, added (grey is nothing), changed."
         lines = torch.zeros_like(self.moved)
         lines[...,::4,:] = lines[...,::4] = 1
-        rows = self.original.expand_as(self.moved), warp(lines, self.flow, 'border'), self.moved, .5+self.added, self.changed
+        rows = self.original.expand_as(self.moved), warp(lines, self.flow), self.moved, .5+self.added, self.changed
         return show_images(torch.cat(rows), ncols=len(self.tau), size=size, ax=ax)
 
 # %% ../nbs/03_transforms.ipynb #497d59b3
