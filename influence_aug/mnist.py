@@ -17,8 +17,6 @@ from .estimator import *
 from .head import *
 from .learner import *
 from .policies import *
-from .transforms import *
-from .wgan import *
 
 # %% ../nbs/08_mnist.ipynb #a47e512a
 def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=150):

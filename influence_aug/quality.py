@@ -6,13 +6,12 @@
 __all__ = ['JUDGES', 'train_judge', 'rms', 'keeping', 'diversity', 'generator_quality', 'source_of', 'generator', 'measured']
 
 # %% ../nbs/07a_quality.ipynb #fa07604a
-import matplotlib.pyplot as plt, pandas as pd, time, torch
+import pandas as pd, torch
 from fastcore.script import call_parse
 from functools import partial
 from pathlib import Path
 from .data import *
 from .estimator import *
-from .head import *
 from .learner import *
 from .policies import *
 from .transforms import *
