@@ -42,7 +42,7 @@ CHOICES = {'a penalty in every second critic step': ('a penalty in each', dict(p
            'batches of 16': ('batches of 32', dict(bs=32)),
            'denormals flushed': ('denormals kept', dict(flush=False)),
            'one thread': ('two threads', dict(threads=2)),
-           'all of these': ('a penalty in each critic step, channels first', dict(penalty_every=1, layout=torch.contiguous_format))}
+           'penalty and layout together': ('a penalty in each critic step, channels first', dict(penalty_every=1, layout=torch.contiguous_format))}
 
 
 @call_parse

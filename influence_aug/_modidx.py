@@ -265,7 +265,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'influence_aug/learner.py'),
                                        'influence_aug.learner.ShowGenerator.after_batch': ( 'learner.html#showgenerator.after_batch',
                                                                                             'influence_aug/learner.py'),
-                                       'influence_aug.learner.ShowGenerator.after_epoch': ( 'learner.html#showgenerator.after_epoch',
+                                       'influence_aug.learner.ShowGenerator.after_train': ( 'learner.html#showgenerator.after_train',
                                                                                             'influence_aug/learner.py'),
                                        'influence_aug.learner.ShowGenerator.before_fit': ( 'learner.html#showgenerator.before_fit',
                                                                                            'influence_aug/learner.py'),

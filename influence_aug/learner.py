@@ -178,11 +178,11 @@ def read(self:Checkpoint):
 # %% ../nbs/06_learner.ipynb #0c4e0385
 def described(setting):
     "A setting as text that is the same in every process."
-    if isinstance(setting, partial): return f"{described(setting.func)}({', '.join(f'{k}={v}' for k,v in setting.keywords.items())})"
+    if isinstance(setting, partial): return f"{described(setting.func)}({', '.join([*map(str, setting.args), *(f'{k}={v}' for k,v in setting.keywords.items())])})"
     return getattr(setting, '__name__', None) or repr(setting)
 
 def train_generator(images, generator=None, steps=1300, epochs=20, bs=16, lr=1e-3, n_critic=3, identity_weight=1e-3, seed=0, device=None, cbs=None, checkpoint=None, **kwargs):
-    "Train G on `images`, `Images` or their uint8 pixels (n, c, size, size), for `steps`, resuming from the file `checkpoint` if given; `kwargs` go to `WGANCallback`. Returns its Learner."
+    "Train G on `images`, `Images` or their uint8 pixels (n, c, size, size), for `steps`, resuming from the file `checkpoint` if given; `lr` falls linearly to zero in the second half, `kwargs` go to `WGANCallback`. Returns its Learner."
     if steps<1 or steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, such as {max(1,round(steps/epochs))*epochs}.")
     set_seed(seed, reproducible=True)
     images = unlabelled(images) if isinstance(images, torch.Tensor) else images
@@ -197,8 +197,13 @@ def train_generator(images, generator=None, steps=1300, epochs=20, bs=16, lr=1e-
     learn.fit(epochs, cbs=ParamScheduler({'lr': lambda pos: lr*linear_decay(pos)}))
     return learn
 
-def unlabelled(x): return Images(x, torch.arange(len(x))%2, ('no','label'))
-def images_print(images): return f'{len(images)} of {tuple(images.x.shape[1:])}, sum {images.x.sum(dtype=torch.int64).item()}'
+def unlabelled(x):
+    "`Images` of uint8 pixels `x` (n, c, size, size), for networks that do not look at labels: theirs mean nothing."
+    return Images(x, torch.arange(len(x))%2, ('no','label'))
+
+def images_print(images):
+    "Number, shape and sum of `images`, to tell one set from another."
+    return f'{len(images)} of {tuple(images.x.shape[1:])}, sum {images.x.sum(dtype=torch.int64).item()}'
 
 # %% ../nbs/06_learner.ipynb #f93b943d
 class ShowGenerator(Callback):
@@ -212,7 +217,7 @@ class ShowGenerator(Callback):
     def after_batch(self):
         if hasattr(self, 'progress'): self.progress.pbar.comment = 'loss {:.2f}, distance {:.2f} in images, {:.2f} in flows'.format(self.loss, *self.wgan.distances[-1])
 
-    def after_epoch(self):
+    def after_train(self):
         if (self.epoch+1)%self.every: return
         x = self.images.to(self.dls.device)
         with torch.no_grad(): rows = torch.cat([x, self.model(x.repeat(2,1,1,1), self.tau)[0]])

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from influence_aug.data import mnist_sample
-from influence_aug.learner import Checkpoint, train_generator
+from influence_aug.learner import Checkpoint, ShowGenerator, described, train_generator
 from influence_aug.wgan import *
 
 TRAIN = '''
@@ -57,6 +58,19 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters()))
     assert again.checkpoint.seconds == first.checkpoint.seconds and again.recorder.values == first.recorder.values
     assert [p.name for p in tmp_path.iterdir()] == ['g']
+
+
+def test_pictures_are_drawn_of_trained_epochs_only(tmp_path):
+    x, picture = torch.rand(2, 1, 28, 28), tmp_path/'looks.png'
+    tiny(checkpoint=tmp_path/'g', cbs=ShowGenerator(x, every=1, path=picture))
+    assert picture.stat().st_size > 1000
+    picture.unlink()
+    tiny(checkpoint=tmp_path/'g', cbs=ShowGenerator(x, every=1, path=picture))
+    assert not picture.exists()
+
+
+def test_settings_as_text():
+    assert described(partial(tau_tanh, 3, low=.5)) == 'tau_tanh(3, low=0.5)' and described(tau_uniform) == 'tau_uniform' and described(.1) == '0.1'
 
 
 @pytest.mark.parametrize('change,named', [(dict(lr=2e-3), 'lr=0.001 there, lr=0.002 here'), (dict(draw_tau=tau_uniform), 'draw_tau=None there, draw_tau=tau_uniform here'),
