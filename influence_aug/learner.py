@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['adam', 'TensorDL', 'tensor_dls', 'WGANCallback', 'wgan_loss', 'linear_decay', 'random_state', 'set_random_state',
            'Checkpoint', 'plain_state', 'described', 'train_generator', 'unlabelled', 'images_print', 'ShowGenerator',
-           'Augment', 'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator']
+           'Augment', 'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator', 'Guard', 'Trajectory',
+           'BestOf']
 
 # %% ../nbs/06_learner.ipynb #73d74913
 import matplotlib.pyplot as plt, numpy as np, random, time, torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
@@ -29,6 +30,7 @@ from torch import nn
 from .data import *
 from .estimator import *
 from .head import *
+from .influence import *
 from .transforms import *
 from .wgan import *
 
@@ -245,18 +247,27 @@ class Augment(Callback):
     def before_fit(self):
         tfms = getattr(getattr(self.dls.train, 'after_batch', None), 'fs', [])
         self.norm = next((t for t in tfms if isinstance(t, Normalize)), None)
-        if isinstance(self.policy, nn.Module): self.policy.to(self.dls.device).eval()
+        self.place(self.dls.device)
+
+    def place(self, device):
+        if isinstance(self.policy, nn.Module): self.policy.to(device).eval()
+
+    def change(self, x):
+        "`policy` of a random share `p` of the images `x`."
+        chosen = torch.rand(len(x), device=x.device)<self.p
+        if not chosen.any(): return x
+        with torch.no_grad(): changed = self.policy(x[chosen])
+        x = x.clone()
+        x[chosen] = changed
+        return x
+
+    def to_pixels(self, x): return x*self.norm.std+self.norm.mean if self.norm else x
+    def from_pixels(self, x): return (x-self.norm.mean)/self.norm.std if self.norm else x
 
     def before_batch(self):
-        x = self.x.as_subclass(torch.Tensor)
-        pixels = x*self.norm.std+self.norm.mean if self.norm else x
+        pixels = self.to_pixels(self.x.as_subclass(torch.Tensor))
         check_pixels(pixels)
-        chosen = torch.rand(len(x), device=x.device)<self.p
-        if not chosen.any(): return
-        with torch.no_grad(): changed = self.policy(pixels[chosen])
-        x = x.clone()
-        x[chosen] = (changed-self.norm.mean)/self.norm.std if self.norm else changed
-        self.learn.xb = (x,)
+        self.learn.xb = (self.from_pixels(self.change(pixels)),)
 
 # %% ../nbs/06_learner.ipynb #b43be749
 def small_cnn(channels=1, n_classes=10, widths=(16,32,32,64), strides=(1,2,1,2)):
@@ -279,23 +290,87 @@ def train_classifier(splits, cbs=None, make_model=small_cnn, steps=600, epochs=5
 class ReadOnlyValidation(Callback):
     "Let validation read the objective without updating it."
     def before_train(self): self.learn.loss_func = self.objective
-    def before_validate(self): self.learn.loss_func = self.objective.value
+    def before_validate(self): self.learn.loss_func = getattr(self.objective, 'value', self.objective)
     def before_fit(self): self.objective = self.learn.loss_func
 
 # %% ../nbs/06_learner.ipynb #946eb75f
 def train_estimator(model, augmenter, splits, objective=RefittedHead, l2=3e-2, steps=100, epochs=5, bs=128, lr=1e-3, seed=0, device=None, cbs=None):
-    "Train E in `augmenter` to lower the loss of `model`'s head on `splits.steer`; `model` and G stay as they are. Returns E's Learner."
+    "Train E in `augmenter` to make `objective` small, steered by `splits.steer`; `model` and G stay as they are. Returns E's Learner."
     set_seed(seed, reproducible=True)
     dls = tensor_dls(splits.labelled, splits.watch, bs, max(1,steps//epochs), device=device)
     model,augmenter = model.to(dls.device),augmenter.to(dls.device)
     body,_ = split_head(model)
     whole = lambda data: (data.x.to(dls.device).float()/255, data.y.to(dls.device))
-    loss = objective(body, *whole(splits.labelled), *whole(splits.steer), n_classes=len(splits.labelled.vocab), l2=l2)
-    x_watch,y_watch = whole(splits.watch)
-    h_watch = features(body, x_watch)
-    def watched_loss(): return loss.loss_at(h_watch, y_watch).item()
+    n_classes,labelled,watch = len(splits.labelled.vocab),whole(splits.labelled),whole(splits.watch)
+    loss = objective(model, *labelled, *whole(splits.steer), n_classes=n_classes, l2=l2)
+    def watched():
+        with torch.random.fork_rng(): return watched_loss(augmenter, body, *labelled, *watch, n_classes, l2, draws=1)
     def read_correctly(x_aug, y): return accuracy(model(x_aug), y)
     learn = Learner(dls, augmenter, loss, opt_func=adam(.9,.99), wd=0., splitter=lambda m: [params(m.estimator)],
-                    metrics=[read_correctly, ValueMetric(watched_loss)], cbs=[ReadOnlyValidation(), *(cbs or [])])
+                    metrics=[read_correctly, ValueMetric(watched, 'watched_loss')], cbs=[ReadOnlyValidation(), *L(cbs)])
     with frozen(model, augmenter.generator): learn.fit(epochs, lr)
     return learn
+
+# %% ../nbs/06_learner.ipynb #551d8765
+class Guard(Callback):
+    "After each epoch keep E if its watched loss is the lowest so far; stop if less than `floor` of the watched x̃ is read correctly, or after `patience` epochs without improvement. Puts the kept E back, and prints the reason for stopping."
+    order = 60
+    def __init__(self, floor=.9, patience=3): self.floor,self.patience = floor,patience
+
+    def before_fit(self): self.kept,self.best,self.best_epoch,self.reason = self.weights(),float('inf'),-1,None
+    def weights(self): return {k: p.detach().clone() for k,p in self.model.estimator.state_dict().items()}
+
+    def after_epoch(self):
+        *_,read,loss = self.recorder.values[-1]
+        if not read>=self.floor: self.reason = f'{100*read:.1f}% of the watched x̃ are read correctly, less than {100*self.floor:g}%'
+        elif loss<self.best: self.best,self.best_epoch,self.kept = loss,self.epoch,self.weights()
+        elif self.epoch-self.best_epoch>=self.patience: self.reason = f'the watched loss has not been below {self.best:.4f} for {self.patience} epochs'
+        if self.reason: raise CancelFitException
+
+    def after_fit(self):
+        self.model.estimator.load_state_dict(self.kept)
+        where = f'epoch {self.best_epoch}' if self.best_epoch>=0 else 'the start'
+        if self.reason: print(f'E stopped after epoch {self.epoch}: {self.reason}. Its weights are those of {where}.')
+
+# %% ../nbs/06_learner.ipynb #686e701f
+class Trajectory(Callback):
+    "While F trains, train E in `augmenter` to climb `value(model, x̃, y)` at each `every`-th step after a share `start`, weighted with F's learning rate, at least `keep` of the loss subtracted."
+    order,run_valid = -5,False
+    def __init__(self, augmenter, value, start=.1, every=2, lr=1e-3, keep=.03): self.augmenter,self.value,self.start,self.every,self.lr,self.keep = augmenter,value,start,every,lr,keep
+
+    def before_fit(self):
+        self.augmenter.to(self.dls.device)
+        self.e_opt,self.history = torch.optim.Adam(self.augmenter.estimator.parameters(), self.lr, betas=(.9,.99)),[]
+
+    def before_batch(self): self.originals = self.x.as_subclass(torch.Tensor)
+
+    def after_step(self):
+        if self.pct_train<self.start or self.train_iter%self.every: return
+        x,y = self.originals,self.y.as_subclass(torch.Tensor)
+        weight = self.opt.hypers[-1]['lr']/max(self.recorder.lrs)
+        with frozen(self.model, self.augmenter.generator):
+            x_aug = self.augmenter(x)
+            value = self.value(self.model, x_aug, y).mean()
+            loss = self.keep*F.cross_entropy(self.model(x_aug), y) - weight*value
+            self.e_opt.zero_grad(); loss.backward(); self.e_opt.step()
+        self.history.append(value.item())
+
+# %% ../nbs/06_learner.ipynb #1a7b21cd
+class BestOf(Augment):
+    "Make `k` versions of each training image by the `augments`, a list of `Augment`, and train on the one that `value(model, x, y)` rates highest at the model's parameters as they are."
+    def __init__(self, augments, k=4, value=max_loss):
+        if k<1: raise ValueError(f"k={k}: expected 1 or more versions of each image, such as 4.")
+        self.augments,self.k,self.value = list(augments),k,value
+
+    def place(self, device):
+        for o in self.augments: o.place(device)
+
+    def change(self, x): return self.best(self.model, x, self.y.as_subclass(torch.Tensor))
+
+    def best(self, model, x, y):
+        "The best version of each image in `x`, labelled `y`, for `model`."
+        versions = x.repeat(self.k, 1, 1, 1)
+        for o in self.augments: versions = o.change(versions)
+        with frozen(model), torch.no_grad(): values = self.value(model, self.from_pixels(versions), y.repeat(self.k))
+        best = values.view(self.k, len(x)).argmax(0)
+        return versions.view(self.k, *x.shape)[best, torch.arange(len(x), device=x.device)]

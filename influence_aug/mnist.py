@@ -19,12 +19,12 @@ from .learner import *
 from .policies import *
 
 # %% ../nbs/08_mnist.ipynb #a47e512a
-def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=150):
-    "Train a first F with random τ, then E on it; returns the augmenter and a dict of what was measured on the watched half."
+def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=150, **kwargs):
+    "Train a first F with random τ, then E on it, with `kwargs` for `train_estimator`; returns the augmenter and a dict of what was measured on the watched half."
     random = random_tau(G)
     model = train_classifier(splits, cropped(random), steps=steps, seed=seed).model
     E = estimator(**{k: G.config[k] for k in ('channels','size','n_tau')})
-    augmenter = train_estimator(model, Augmenter(G, E), splits, objective, l2, e_steps, seed=seed).model.eval()
+    augmenter = train_estimator(model, Augmenter(G, E), splits, objective, l2, e_steps, seed=seed, **kwargs).model.eval()
     return augmenter, watched_figures(model, augmenter, random, splits, l2)
 
 # %% ../nbs/08_mnist.ipynb #25a99f91
@@ -60,15 +60,15 @@ METHODS = {
 }
 
 # %% ../nbs/08_mnist.ipynb #6222c758
-def run_method(method, splits, G, seed=0, steps=600, e_steps=150):
-    "Train F with `method` of `METHODS` and test it once: (F, augmenter or None, dict of figures)."
-    if method not in METHODS: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(METHODS)}.")
+def run_method(method, splits, G, seed=0, steps=600, e_steps=150, methods=METHODS):
+    "Train F with `method` of `methods` and test it once: (F's Learner, augmenter or None, dict of figures)."
+    if method not in methods: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(methods)}.")
     start = time.time()
-    cbs,augmenter,figures = METHODS[method](splits, G, seed=seed, steps=steps, e_steps=e_steps)
+    cbs,augmenter,figures = methods[method](splits, G, seed=seed, steps=steps, e_steps=e_steps)
     learn = train_classifier(splits, cbs, steps=steps, seed=seed)
     valid_loss,valid_accuracy = learn.validate()
     _,test_accuracy = learn.validate(dl=TensorDL(splits.test, 500, device=learn.dls.device))
-    return learn.model, augmenter, dict(accuracy=round(100*test_accuracy,3), valid_loss=round(valid_loss,5),
+    return learn, augmenter, dict(accuracy=round(100*test_accuracy,3), valid_loss=round(valid_loss,5),
         valid_accuracy=round(100*valid_accuracy,3), **figures, seconds=round(time.time()-start,1))
 
 # %% ../nbs/08_mnist.ipynb #69abcdcc

@@ -12,6 +12,7 @@ from PIL import Image
 from influence_aug.data import mnist_sample
 from influence_aug.estimator import load_generator
 from influence_aug.mnist import METHODS, demo, main, summarise
+from influence_aug.objectives import OBJECTIVES, compare, estimator
 from influence_aug.quality import generator
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,22 @@ def test_each_method_writes_one_row_and_does_not_run_again(method, tmp_path, cap
     capsys.readouterr()
     main(method=method, seed=1, results=str(out), **TINY)
     assert 'has this run already' in capsys.readouterr().out and len(pd.read_csv(out)) == 1
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_each_objective_writes_one_row_and_a_picture(objective, tmp_path, capsys):
+    out = tmp_path/'estimator.csv'
+    estimator(objective=objective, results=str(out), **TINY)
+    row = pd.read_csv(out).iloc[0]
+    assert row.objective == objective and 0 <= row.accuracy <= 100 and row.watch_loss > 0
+    assert Image.open(tmp_path/'estimator'/f'{objective}.png').size == (20*28, 3*28)
+    capsys.readouterr()
+    estimator(objective=objective, results=str(out), **TINY)
+    assert 'has this run already' in capsys.readouterr().out and len(pd.read_csv(out)) == 1
+
+
+def test_unknown_objective(tmp_path):
+    with pytest.raises(SystemExit, match="Unknown objective 'best': expected one of none, crop"): estimator(objective='best', results=str(tmp_path/'r.csv'))
 
 
 def test_generator_trained_on_the_spot(tmp_path):
@@ -103,6 +120,6 @@ def test_summary_by_hand():
 
 def test_commands_are_installed():
     ours = {e.name: e for e in importlib.metadata.entry_points(group='console_scripts') if e.value.startswith('influence_aug')}
-    assert set(ours) == {'ia-mnist', 'ia-generator', 'ia-demo'} and all(callable(e.load()) for e in ours.values())
+    assert set(ours) == {'ia-mnist', 'ia-estimator', 'ia-generator', 'ia-demo'} and all(callable(e.load()) for e in ours.values())
     out = subprocess.run([Path(sys.executable).parent/'ia-demo', '--help'], capture_output=True, text=True)
     assert out.returncode == 0 and '--retrain_generator' in out.stdout

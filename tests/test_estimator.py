@@ -9,7 +9,7 @@ from influence_aug.head import *
 from influence_aug.learner import small_cnn
 from influence_aug.transforms import Generator
 
-KINDS_OF_E = [Estimator, StochasticEstimator, RandomEstimator]
+KINDS_OF_E = [Estimator, StochasticEstimator, SharedEstimator, RandomEstimator]
 
 
 @pytest.mark.parametrize('kind', KINDS_OF_E)
@@ -86,10 +86,10 @@ def problem(n=40):
     return model, split_head(model)[0], x, y
 
 
-@pytest.mark.parametrize('objective', [FixedHead, RefittedHead])
+@pytest.mark.parametrize('objective', [FixedHead, RefittedHead, AllLayers, climb(min_loss), climb(max_loss), lambda model, x, y, xv, yv, k: climb(aligned(xv, yv))(model)])
 def test_gradient_reaches_only_the_images(objective):
     model, body, x, y = problem()
-    o = objective(body, x, y, x.flip(3), y, 10)
+    o = objective(model, x, y, x.flip(3), y, 10)
     x_aug = (x*.9).requires_grad_()
     with frozen(model): o(x_aug, y).backward()
     assert x_aug.grad.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
@@ -97,7 +97,7 @@ def test_gradient_reaches_only_the_images(objective):
 
 def test_refitted_head_is_at_its_optimum_and_reading_does_not_move_it():
     model, body, x, y = problem()
-    o = RefittedHead(body, x, y, x.flip(3), y, 10)
+    o = RefittedHead(model, x, y, x.flip(3), y, 10)
     with frozen(model):
         o(x*.5, y)
         W, S = o.W.clone(), o.S.clone()
@@ -110,7 +110,66 @@ def test_refitted_head_is_at_its_optimum_and_reading_does_not_move_it():
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5))
 def test_memory_keeps_as_many_augmentations_as_originals(sizes):
     model, body, x, y = problem()
-    o = RefittedHead(body, x, y, x, y, 10)
+    o = RefittedHead(model, x, y, x, y, 10)
     with frozen(model):
         for n in sizes: o(x[:n], y[:n])
     assert len(o.recent_h) == len(o.recent_y) == len(x)
+
+
+def test_easy_and_hard_are_opposite_and_worth_one_number_an_image():
+    model, _, x, y = problem()
+    assert torch.equal(min_loss(model, x, y), -max_loss(model, x, y)) and max_loss(model, x, y).shape == y.shape
+    assert max_loss(model, x, y).mean() == -climb(max_loss)(model)(x, y)
+
+
+@given(size=st.floats(1., 1e4), seed=st.integers(0, 99))
+def test_relative_value_does_not_grow_with_the_error(size, seed):
+    """A gradient is the residual times a Jacobian: whatever the logits, a unit of error is worth no more than the Jacobian is long."""
+    torch.manual_seed(seed)
+    logits, along, y = size*torch.randn(20, 10).double(), torch.randn(20, 10).double(), torch.arange(20) % 10
+    error = logits.softmax(1)-torch.nn.functional.one_hot(y, 10)
+    assert (relative((error*along).sum(1), logits, y).abs() <= along.norm(dim=1)+1e-9).all()
+
+
+def test_alignment_is_the_derivative_along_the_validation_gradient():
+    model, _, x, y = problem()
+    x_val, y_val = x.flip(3), y.roll(1)
+    torch.manual_seed(1)
+    i = torch.randint(len(y), (256,))
+    torch.manual_seed(1)
+    with frozen(model): value = aligned(x_val, y_val)(model, x, y)
+    loss = lambda x, y: torch.nn.functional.cross_entropy(model(x), y, reduction='none')
+    grads = torch.autograd.grad(loss(x_val[i], y_val[i]).mean(), list(model.parameters()))
+    size = sum(g.square().sum() for g in grads).sqrt()
+
+    def moved(e):
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), grads): p += e*g/size
+            res = loss(x, y)
+            for p, g in zip(model.parameters(), grads): p -= e*g/size
+        return res
+    error = (model(x).softmax(1)-torch.nn.functional.one_hot(y, 10)).norm(dim=1)
+    assert torch.allclose(value*error, (moved(1e-5)-moved(-1e-5))/2e-5, atol=1e-5)
+
+
+class Telling(torch.nn.Module):
+    """An estimator whose τ is the image's first pixels, which hold the class."""
+    def forward(self, x): return x.flatten(1)[:, :10]
+
+
+def test_probe_finds_a_leak_and_none_where_there_is_none():
+    y = torch.randint(10, (2000,))
+    x = torch.rand(2000, 1, 28, 28)
+    x.view(2000, -1)[:, :10] = torch.nn.functional.one_hot(y, 10).float()
+    assert class_leak(Telling(), x, y) == 1
+    assert abs(class_leak(SharedEstimator(), x, y)-.1) < .05
+
+
+def test_a_shared_estimator_does_not_look():
+    E = SharedEstimator(1, 28, 16)
+    with torch.no_grad(): E.mu += 1
+    taus = []
+    for x in (torch.zeros(5, 1, 28, 28), torch.rand(5, 1, 28, 28)):
+        torch.manual_seed(0)
+        taus.append(E(x))
+    assert torch.equal(*taus) and taus[0].mean() > .4

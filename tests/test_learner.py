@@ -121,3 +121,68 @@ def test_a_policy_on_images_of_another_size(splits):
     wrong = Augmenter(Generator(1, 32), RandomEstimator(1, 32))
     with Learner(tensor_dls(splits.labelled, splits.watch), Flat(), F.cross_entropy, cbs=Augment(wrong)).no_bar() as learn:
         with pytest.raises(ValueError, match=r'made for \(1, 32, 32\)'): learn.fit(1)
+
+
+def test_guard_keeps_the_best_and_says_why_it_stops(splits, monkeypatch, capsys):
+    quiet(monkeypatch)
+    model = small_cnn()
+    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator())
+    at_start = {k: p.clone() for k, p in augmenter.estimator.state_dict().items()}
+    learn = train_estimator(model, augmenter, splits, climb(max_loss), steps=4, epochs=4, bs=32, cbs=Guard(floor=1.))
+    assert len(learn.recorder.values) == 1 and 'less than 100%' in learn.guard.reason and 'those of the start' in capsys.readouterr().out
+    assert all(torch.equal(p, at_start[k]) for k, p in augmenter.estimator.state_dict().items())
+    learn = train_estimator(model, augmenter, splits, climb(max_loss), steps=8, epochs=8, bs=32, lr=.05, cbs=[Guard(floor=0., patience=2)])
+    losses = [v[-1] for v in learn.recorder.values]
+    assert learn.guard.best == min(losses) and learn.guard.best_epoch == losses.index(min(losses))
+    if learn.guard.reason: assert len(losses) == learn.guard.best_epoch+3
+
+
+def test_trajectory_moves_only_the_estimator_and_starts_when_told(splits, monkeypatch):
+    quiet(monkeypatch)
+    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator())
+    G = {k: v.clone() for k, v in augmenter.generator.state_dict().items()}
+    steer = splits.steer.x.float()/255, splits.steer.y
+    cb = Trajectory(augmenter, aligned(*steer, bs=32), start=.5, every=2)
+    learn = train_classifier(splits, [cb, *cropped(augmenter)], steps=8, epochs=2, bs=16)
+    assert len(cb.history) == 2 and augmenter.estimator.encoder[-1].weight.abs().max() > 0
+    assert all(torch.equal(v, G[k]) for k, v in augmenter.generator.state_dict().items())
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+
+def trained(splits, cbs): return train_classifier(splits, cbs, steps=6, epochs=2, bs=32, seed=1).model.state_dict()
+
+
+def test_the_best_of_one_is_plain_training(splits, monkeypatch):
+    quiet(monkeypatch)
+    policy = random_tau(load_generator('mnist'))
+    plain, one, four = (trained(splits, cbs) for cbs in (cropped(policy), BestOf(cropped(policy), 1), BestOf(cropped(policy), 4)))
+    assert all(torch.equal(v, plain[k]) for k, v in one.items())
+    assert any(not torch.equal(v, plain[k]) for k, v in four.items())
+
+
+@pytest.mark.parametrize('value', [max_loss, min_loss])
+def test_the_best_is_the_best(splits, value):
+    model, x, y = small_cnn(), splits.labelled.x[::20].float()/255, splits.labelled.y[::20]
+    cb = BestOf(cropped(random_tau(load_generator('mnist'))), 5, value)
+    cb.norm = None
+    torch.manual_seed(0)
+    best = cb.best(model, x, y)
+    torch.manual_seed(0)
+    versions = x.repeat(5, 1, 1, 1)
+    for o in cb.augments: versions = o.change(versions)
+    with frozen(model), torch.no_grad(): values = torch.stack([value(model, v, y) for v in versions.chunk(5)])
+    with frozen(model), torch.no_grad(): assert torch.allclose(value(model, best, y), values.max(0).values, atol=1e-5)
+    assert model.training
+
+
+def test_the_best_of_normalised_images(splits):
+    from fastai.data.transforms import Normalize
+    dls = tensor_dls(splits.labelled, splits.watch, 32, 2)
+    dls.train.after_batch.add(Normalize.from_stats([.3], [.5], cuda=False))
+    seen = []
+
+    def value(model, x, y):
+        seen.append(x)
+        return x.flatten(1).mean(1)
+    with Learner(dls, Flat(), F.cross_entropy, cbs=BestOf([Augment(lambda x: x*.5, 1.)], 2, value)).no_bar() as learn: learn.fit(1)
+    assert all(o.min() >= -.6001 and o.max() <= .4001 and o.min() < -.59 for o in seen)

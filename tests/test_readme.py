@@ -21,3 +21,15 @@ def test_links_lead_somewhere():
 def test_the_commands_exist():
     makefile = (ROOT/'Makefile').read_text()
     for target in re.findall(r"(?:`|^)make (\w+)", README, re.M): assert re.search(rf'^{target}:', makefile, re.M), target
+
+
+def test_code_blocks_run(tmp_path, monkeypatch, splits):
+    """In the order of the page, with fewer training steps; `dls` and `model` of your own stand for the reader's."""
+    from functools import partial
+    from influence_aug import learner
+    for name in ('train_classifier', 'train_estimator'): monkeypatch.setattr(learner, name, partial(getattr(learner, name), steps=4, epochs=1))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r'^```python\n(.*?)^```', README, re.M | re.S)
+    names = dict(dls=learner.tensor_dls(splits.labelled, splits.watch), model=learner.small_cnn())
+    for code in blocks: exec(compile(code, 'README.md', 'exec'), names)
+    assert len(blocks) >= 5 and (tmp_path/'digits.safetensors').exists()
