@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'GENERATORS', 'Estimator', 'StochasticEstimator', 'RandomEstimator', 'SharedEstimator', 'Augmenter',
            'checksum', 'save_modules', 'load_modules', 'load_generator', 'FixedHead', 'RefittedHead', 'relative',
-           'AllLayers', 'min_loss', 'max_loss', 'climb', 'aligned', 'watched_loss', 'class_leak']
+           'AllLayers', 'if_read', 'min_loss', 'max_loss', 'climb', 'aligned', 'watched_loss', 'class_leak']
 
 # %% ../nbs/05_estimator.ipynb #74613296
-import hashlib, json, torch, warnings
+import hashlib, json, math, torch, warnings
 import torch.nn.functional as F
 from functools import partial
 from pathlib import Path
@@ -185,15 +185,22 @@ def relative(values, logits, y, least=.05):
 
 # %% ../nbs/05_estimator.ipynb #f6bcd42d
 class AllLayers:
-    "Minus the mean relative influence through all layers, at s_val found once by `steps` of conjugate gradients; plus `keep` times the loss."
-    def __init__(self, model, x, y, x_val, y_val, n_classes=None, l2=0., damping=1e-2, steps=30, keep=.03):
-        self.model,self.keep = model,keep
+    "Minus the mean relative influence through all layers, at s_val found once by `steps` of conjugate gradients; an image that is misread counts with its own loss instead."
+    def __init__(self, model, x, y, x_val, y_val, n_classes=None, l2=0., damping=1e-2, steps=30):
+        self.model = model
         self.influence = Influence(model, (x,y), (x_val,y_val), params='all', damping=damping, solver=partial(cg, max_steps=steps))
         with warnings.catch_warnings(action='ignore'): self.influence.fit()
 
-    def __call__(self, x_aug, y):
-        logits = self.model(x_aug)
-        return self.keep*F.cross_entropy(logits, y) - relative(self.influence.values(x_aug, y), logits, y).mean()
+    def worth(self, model, x, y): return relative(self.influence.values(x, y), model(x), y)
+    def __call__(self, x_aug, y): return -if_read(self.worth)(self.model, x_aug, y).mean()
+
+# %% ../nbs/05_estimator.ipynb #8bc51af6
+def if_read(value, least=.8):
+    "`value(model, x, y)` for images whose label gets a probability of at `least` that from the model, minus the loss for the others."
+    def guarded(model, x, y):
+        loss = F.cross_entropy(model(x), y, reduction='none')
+        return torch.where(loss<=-math.log(least), value(model, x, y), -loss)
+    return guarded
 
 # %% ../nbs/05_estimator.ipynb #b7b92313
 def min_loss(model, x, y):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'guarded', 'timed', 'shuffled', 'along_the_way', 'best_of', 'aligned_with_steer', 'twenty', 'save_strip',
-           'estimator', 'policies_of']
+           'estimator', 'policies_of', 'compare']
 
 # %% ../nbs/08a_objectives.ipynb #c0f5ba7b
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, time, torch
@@ -22,8 +22,8 @@ from .policies import *
 
 # %% ../nbs/08a_objectives.ipynb #3536f8e7
 def guarded(objective, estimator=StochasticEstimator, **kwargs):
-    "A method that trains E on a frozen F with `objective`, ten short epochs at most, under a `Guard`."
-    return lambda splits, G, **kw: timed(learned(estimator=estimator, objective=objective, epochs=10, cbs=[Guard(.85)], **kwargs), splits, G, **kw)
+    "A method that trains E on a frozen F with `objective` under a `Guard`."
+    return lambda splits, G, **kw: timed(learned(estimator=estimator, objective=objective, cbs=[Guard(.85, patience=2)], **kwargs), splits, G, **kw)
 
 def timed(method, splits, G, **kw):
     "`method`, and the seconds it took before F's own training."
@@ -41,7 +41,7 @@ def along_the_way(splits, G, seed=0, steps=600, **kw):
     "E trained while a first F trains, by the trajectory objective."
     E,random = StochasticEstimator(**{k: G.config[k] for k in ('channels','size','n_tau')}),random_tau(G)
     augmenter = Augmenter(G, E)
-    going_along = Trajectory(augmenter, aligned(splits.steer.x.float()/255, splits.steer.y))
+    going_along = Trajectory(augmenter, aligned(splits.steer.x.float()/255, splits.steer.y, bs=128), every=4)
     model = train_classifier(splits, [going_along, *cropped(augmenter)], steps=steps, seed=seed).model
     augmenter.eval()
     return cropped(augmenter), augmenter, watched_figures(model, augmenter, random, splits)
@@ -58,10 +58,10 @@ OBJECTIVES = {k: METHODS[k] for k in ('none','crop','heuristic','random_tau')} |
     'paper':           partial(timed, learned(estimator=Estimator, objective=FixedHead, lr=1e-2)),
     'implicit':        guarded(RefittedHead),
     'implicit_shared': guarded(RefittedHead, SharedEstimator, lr=1e-2),
-    'all_layers':      guarded(AllLayers),
+    'all_layers':      guarded(AllLayers, lr=3e-4),
     'trajectory':      partial(timed, along_the_way),
     'min_loss':        guarded(climb(min_loss)),
-    'max_loss':        guarded(climb(max_loss)),
+    'max_loss':        guarded(climb(if_read(max_loss)), lr=3e-4),
     'easiest':         best_of(lambda splits: min_loss),
     'aligned':         best_of(aligned_with_steer),
     'hardest':         best_of(lambda splits: max_loss),
@@ -110,3 +110,13 @@ def estimator(
     print(f"{objective}, seed {seed}: {figures['accuracy']:.2f}% of the test set")
 
 def policies_of(learn): return [o for o in learn.cbs if isinstance(o, Augment)]
+
+# %% ../nbs/08a_objectives.ipynb #6cac392b
+def compare(rows, baselines=('crop','random_tau','heuristic'), measure='accuracy'):
+    "For each objective the number of seeds and the mean of `measure`, then for each baseline the mean paired difference and the half width of its 95% t interval."
+    by = rows.pivot_table(index='seed', columns='objective', values=measure)
+    res = pd.DataFrame({'seeds': by.count(), measure: by.mean()})
+    for b in baselines:
+        d = by.sub(by[b], axis=0).drop(columns=b)
+        res[f'minus {b}'],res[f'± {b}'] = d.mean(),stats.t.ppf(.975, d.count()-1)*d.std()/d.count()**.5
+    return res.sort_values(measure)

@@ -3,10 +3,12 @@ import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.vision.all import ImageDataLoaders, Learner, Normalize, Resize
+from fastcore.transform import Pipeline
 from hypothesis import given, strategies as st
 from torch import nn
 
 from influence_aug.estimator import *
+from influence_aug.head import frozen
 from influence_aug.learner import *
 from influence_aug.policies import *
 from influence_aug.transforms import Generator
@@ -176,9 +178,8 @@ def test_the_best_is_the_best(splits, value):
 
 
 def test_the_best_of_normalised_images(splits):
-    from fastai.data.transforms import Normalize
     dls = tensor_dls(splits.labelled, splits.watch, 32, 2)
-    dls.train.after_batch.add(Normalize.from_stats([.3], [.5], cuda=False))
+    dls.train.after_batch = Pipeline([Normalize.from_stats([.3], [.5], cuda=False)])
     seen = []
 
     def value(model, x, y):
