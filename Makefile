@@ -51,4 +51,4 @@ serve: _docs/index.html
 	@$(BIN)/python tools/docs.py serve $(PORT)
 
 clean:
-	rm -rf .venv _proc _docs build dist *.egg-info demo.png demo.safetensors
+	rm -rf .venv _proc _docs _shots build dist *.egg-info demo.png demo.safetensors

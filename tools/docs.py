@@ -1,5 +1,4 @@
 """Build the site into _docs: `make docs`, with Quarto if it is on PATH, else with smalldocs. `make serve` shows it on this computer."""
-import ast
 import os
 import re
 import shutil
@@ -15,9 +14,9 @@ PROC, DOCS, MATHS = ROOT/'_proc', ROOT/'_docs', ROOT/'site'/'katex'
 
 def process():
     "The notebooks as nbdev prepares them for a site, in `_proc`: documented, hidden cells left out, names linked."
-    from nbdev import processors, quarto
-    runs = processors._do_eval
-    processors._do_eval = lambda cell: not mixed(cell) and runs(cell)
+    from nbdev import quarto, serve_drv
+    read = serve_drv.read_nb
+    serve_drv.read_nb = lambda path: readable(read(path))
     quarto._ensure_quarto = lambda: None
     shutil.rmtree(PROC, ignore_errors=True)
     quarto.nbdev_proc_nbs.__wrapped__(n_workers=0)
@@ -25,16 +24,29 @@ def process():
     shutil.copytree(ROOT/'nbs'/'images', PROC/'images')
 
 
-def mixed(cell):
-    "Whether `cell` imports and does other things too: nbdev would run it, and it may need data or minutes."
-    exported = any(d.startswith('export') for d in cell.directives_)
-    kinds = {isinstance(t, (ast.Import, ast.ImportFrom)) for t in cell.parsed_() or []}
-    return len(kinds) == 2 and not exported
+def readable(nb):
+    "`nb` with its first paragraph, which nbdev takes for part of the title, with exported code to unfold, and no cell run that only imports in part."
+    from execnb.nbio import mk_cell
+    title,text = re.match(r'(# [^\n]*\n+> [^\n]*)?\s*(.*)', nb.cells[0].source, re.S).groups()
+    if title: nb.cells[:1] = [mk_cell(title, 'markdown'), mk_cell(text, 'markdown')]
+    for cell in nb.cells:
+        if cell.cell_type != 'code': continue
+        if re.match(r'#\|\s*export.*^(def|class) ', cell.source, re.M|re.S): cell.source = re.sub(r'^#\|\s*export\b', '#| exports', cell.source)
+        elif mixed(cell.source): cell.source = '#| eval: false\n' + cell.source
+    return nb
+
+
+def mixed(source):
+    "Whether a cell, not exported, imports and does other things too: nbdev would run it, and it may need data or minutes."
+    if re.match(r'#\|\s*export', source): return False
+    imports = [line.startswith(('import ', 'from ')) for line in source.splitlines() if line and not line.startswith('#')]
+    return any(imports) and not all(imports)
 
 
 def relink(text):
     "Links by the names that pages get: `01c_influence.html` becomes `influence.html`. None to sources while they have no address."
     text = re.sub(r'\[source\]\(/blob/[^)]*\)\{.*?\}\\n', r'\\n', text)
+    text = text.replace('code-fold: show', 'code-fold: true').replace('Exported source', 'Source')
     return re.sub(r'(\]\(|href=\\")/*(?:\d+[a-z]?_)?(\w+\.html)', r'\1\2', text)
 
 
@@ -58,6 +70,11 @@ def smalldocs():
         if not re.search('output-file|html-math-method', w): print(w, file=sys.stderr)
 
 
+def at_home(css):
+    "`css` without fonts fetched from elsewhere; the next font in the list is used."
+    return re.sub(r'@import\s*(?:url\()?["\']?(?:https?:)?//[^)"\']*["\']?\)?;?', '', css)
+
+
 def build():
     "The whole site."
     os.chdir(ROOT)
@@ -67,6 +84,7 @@ def build():
     shutil.rmtree(DOCS, ignore_errors=True)
     shutil.move(PROC/'_docs', DOCS)
     shutil.copytree(MATHS, DOCS/MATHS.name)
+    for f in DOCS.rglob('*.css'): f.write_text(at_home(f.read_text(encoding='utf-8')), encoding='utf-8')
     print(f'{len(list(DOCS.glob("*.html")))} pages in _docs; make serve shows them.')
 
 
