@@ -83,6 +83,17 @@ def broken(name, ref, docs, pages):
 def test_a_page_for_each_notebook(pages): assert sorted(pages) == sorted(NAMES)
 
 
+def test_sidebar_in_reading_order(pages):
+    order = ['index.html'] + [n for n in NAMES if n != 'index.html']
+    for name,page in pages.items(): assert list(dict.fromkeys(r.removeprefix('./') for r in page.refs if r.removeprefix('./') in NAMES))[:len(order)] == order, name
+
+
+def test_front_page(docs, pages):
+    "Figure 3 and the tables."
+    assert any('figure3' in image['src'] for image in pages['index.html'].images)
+    assert (docs/'index.html').read_text(encoding='utf-8').count('<table') >= 3
+
+
 def test_no_link_anchor_or_file_is_missing(docs, pages):
     assert {(name, ref) for name,page in pages.items() for ref in page.refs if broken(name, ref, docs, pages)} == set()
 
@@ -93,8 +104,8 @@ def test_nothing_is_fetched_from_elsewhere(docs):
 
 
 def test_nothing_unrendered_is_left(pages):
-    "No dollar signs around formulas, no escape codes, no quarto or nbdev syntax."
-    left = re.compile(r'\$[^$\n]+\$|\x1b\[|^:::|\{\.[a-z]|#\|', re.M)
+    "No dollar signs around formulas, escape codes, syntax of the tools, leftovers of progress bars, addresses in memory."
+    left = re.compile(r'\$[^$\n]+\$|\x1b\[|^:::|\{\.[a-z]|#\||<IPython|<style|Call self as|at 0x[0-9a-f]{6}', re.M)
     assert {(name, m[0]) for name,page in pages.items() for m in [left.search(''.join(page.text))] if m} == set()
 
 

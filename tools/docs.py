@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDED = '#| eval: false\n#| code-fold: true\n#| code-summary: Source\n'
 PROC, DOCS, MATHS = ROOT/'_proc', ROOT/'_docs', ROOT/'site'/'katex'
 
 
@@ -25,28 +26,32 @@ def process():
 
 
 def readable(nb):
-    "`nb` with its first paragraph, which nbdev takes for part of the title, with exported code to unfold, and no cell run that only imports in part."
+    "`nb` with its first paragraph, which nbdev takes for part of the title, exported code to unfold, and only pure imports run."
     from execnb.nbio import mk_cell
     title,text = re.match(r'(# [^\n]*\n+> [^\n]*)?\s*(.*)', nb.cells[0].source, re.S).groups()
-    if title: nb.cells[:1] = [mk_cell(title, 'markdown'), mk_cell(text, 'markdown')]
-    for cell in nb.cells:
+    cells = [mk_cell(title, 'markdown'), mk_cell(text, 'markdown')] if title else nb.cells[:1]
+    for cell in nb.cells[1:]:
+        cells.append(cell)
         if cell.cell_type != 'code': continue
-        if re.match(r'#\|\s*export.*^(def|class) ', cell.source, re.M|re.S): cell.source = re.sub(r'^#\|\s*export\b', '#| exports', cell.source)
-        elif mixed(cell.source): cell.source = '#| eval: false\n' + cell.source
+        directive,code = re.match(r'(#\|\s*export\b[^\n]*\n)?(.*)', cell.source, re.S).groups()
+        if directive and re.search(r'^(def|class) ', code, re.M): cells.append(mk_cell(FOLDED + code, metadata=cell.metadata))
+        if not directive and mixed(code): cell.source = '#| eval: false\n' + code
+    nb.cells = type(nb.cells)(cells)
     return nb
 
 
 def mixed(source):
-    "Whether a cell, not exported, imports and does other things too: nbdev would run it, and it may need data or minutes."
-    if re.match(r'#\|\s*export', source): return False
+    "Whether a cell imports and does other things too: nbdev would run it, and it may need data or minutes."
     imports = [line.startswith(('import ', 'from ')) for line in source.splitlines() if line and not line.startswith('#')]
     return any(imports) and not all(imports)
 
 
 def relink(text):
-    "Links by the names that pages get: `01c_influence.html` becomes `influence.html`. None to sources while they have no address."
+    """Links by the names that pages get: `01c_influence.html` becomes `influence.html`. None to sources while they have no address;
+    no words nobody wrote, no addresses in memory."""
     text = re.sub(r'\[source\]\(/blob/[^)]*\)\{.*?\}\\n', r'\\n', text)
-    text = text.replace('code-fold: show', 'code-fold: true').replace('Exported source', 'Source')
+    text = text.replace('*Call self as a function.*', '')
+    text = re.sub(r'(?:functools\.)?(partial\()?<function (\w+) at 0x[0-9a-f]+>', r'\1\2', text)
     return re.sub(r'(\]\(|href=\\")/*(?:\d+[a-z]?_)?(\w+\.html)', r'\1\2', text)
 
 
