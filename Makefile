@@ -1,14 +1,17 @@
 # Two commands: `make demo` and `make test`. They build .venv themselves. PYTHON=python3.12 chooses another Python.
 PYTHON ?= python3
+PORT ?= 8000
 BIN = .venv/bin
 QUIET = PYTHONWARNINGS=ignore::FutureWarning
 
-.PHONY: help demo test lab docs notebooks readme clean
+.PHONY: help demo test lab docs serve notebooks readme clean
 
 help:
 	@echo "make demo       learn to augment 600 digits, print a table, draw demo.png (minutes)"
 	@echo "make test       exported modules, notebooks and tests"
 	@echo "make lab        the notebooks in JupyterLab"
+	@echo "make docs       the site, in _docs"
+	@echo "make serve      the site in a browser on this computer; PORT=8000 chooses the port"
 	@echo "make notebooks  execute all notebooks, keep their outputs, export, write README.md"
 
 .venv/.demo: settings.ini setup.py tools/install.py
@@ -38,8 +41,14 @@ notebooks: .venv/.dev
 readme: .venv/.dev
 	@$(BIN)/python tools/readme.py
 
-docs:
-	@echo "The site comes later. Until then the notebooks are the documentation: make lab, or read nbs/ where notebooks are rendered."
+docs: .venv/.dev
+	@$(QUIET) $(BIN)/python tools/docs.py
+
+_docs/index.html: .venv/.dev _quarto.yml tools/docs.py $(wildcard nbs/*.* nbs/images/* influence_aug/*.py)
+	@$(QUIET) $(BIN)/python tools/docs.py
+
+serve: _docs/index.html
+	@$(BIN)/python tools/docs.py serve $(PORT)
 
 clean:
-	rm -rf .venv _proc _docs build dist *.egg-info demo.png demo.safetensors
+	rm -rf .venv _proc _docs _shots build dist *.egg-info demo.png demo.safetensors
