@@ -2,7 +2,9 @@
 PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
-QUIET = PYTHONWARNINGS=ignore::FutureWarning
+# Memory freed by one step is kept for the next: where page faults are dear, training is up to several times faster.
+MEMORY = MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
+QUIET = PYTHONWARNINGS=ignore::FutureWarning $(MEMORY)
 
 .PHONY: help demo test lab docs serve notebooks readme clean
 

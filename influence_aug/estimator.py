@@ -189,7 +189,9 @@ class AllLayers:
     def __init__(self, model, x, y, x_val, y_val, n_classes=None, l2=0., damping=1e-2, steps=30):
         self.model = model
         self.influence = Influence(model, (x,y), (x_val,y_val), params='all', damping=damping, solver=partial(cg, max_steps=steps))
-        with warnings.catch_warnings(action='ignore'): self.influence.fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            self.influence.fit()
 
     def worth(self, model, x, y): return relative(self.influence.values(x, y), model(x), y)
     def __call__(self, x_aug, y): return -if_read(self.worth)(self.model, x_aug, y).mean()
