@@ -144,7 +144,7 @@ def demo(
     if retrain_generator: print('\nG: train the transformation model on unlabelled digits')
     G = train_generator(splits.unlabelled, steps=g_steps, seed=seed).model if retrain_generator else load_generator('mnist')
     table = {}
-    for method,title in [('crop','crop'), ('random_tau','random τ'), ('ours','hardest of 4'), ('implicit','learned E')]:
+    for method,title in [('crop','crop'), ('random_tau','random τ'), ('implicit','learned')]:
         print(f'\nF: {title}' if method!='implicit' else '\nF with random τ, then E on it, then F with what E learned')
         _,augmenter,f = run_method(method, splits, G, seed, steps, e_steps)
         table[title] = {'test accuracy %': f['accuracy'], 'validation loss': f['valid_loss'], 'seconds': f['seconds']}
