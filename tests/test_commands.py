@@ -12,7 +12,7 @@ from PIL import Image
 from influence_aug.data import mnist_sample
 from influence_aug.estimator import load_generator
 from influence_aug.mnist import METHODS, demo, main, summarise
-from influence_aug.objectives import OBJECTIVES, compare, estimator
+from influence_aug.objectives import OBJECTIVES, estimator
 from influence_aug.quality import generator
 
 ROOT = Path(__file__).parents[1]

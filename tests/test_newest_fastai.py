@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]/'influence_aug'
-ROOMS = 'data head solvers influence toy transforms wgan estimator learner policies quality mnist'.split()
+ROOMS = 'data head solvers influence toy transforms wgan estimator learner policies quality mnist objectives'.split()
 NEWEST = ['fastai>=2.8.12', 'fastcore>=2.2.22', 'fasttransform>=0.0.3', 'plum-dispatch<2.10']
 
 
