@@ -104,7 +104,9 @@ def products_at(W, h):
         return (pu-p*pu.sum(0))@hb
     return product
 
-def head_product(V, W, h): return products_at(W, h)(V)
+def head_product(V, W, h):
+    "Eq. 2's Hessian of the head's loss at `W`, times `V`, without writing the Hessian down."
+    return products_at(W, h)(V)
 
 # %% ../nbs/01a_head.ipynb #d1fd5c7d
 @dataclass
@@ -118,7 +120,9 @@ class Solution:
     scale:float = None # LiSSA's scale, if it was LiSSA
 
 # %% ../nbs/01a_head.ipynb #d289e4c6
-def dot(a, b): return torch.dot(a.flatten(), b.flatten())
+def dot(a, b):
+    "The inner product of two tensors of one shape."
+    return torch.dot(a.flatten(), b.flatten())
 
 def conjugate_gradient(A, b, rtol=1e-4, max_steps=1000, precondition=None, callback=None):
     "Solve A(x) = b for a symmetric positive definite function A, to relative residual `rtol`; `precondition` approximates A⁻¹."

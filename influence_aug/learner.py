@@ -105,7 +105,9 @@ def wgan_loss(wgan, identity_weight=1e-3):
         with frozen(*wgan.critics): return generator_loss(*wgan.critics, x, *pred, identity_weight)
     return loss
 
-def linear_decay(pos): return min(1., 2*(1-pos))
+def linear_decay(pos):
+    "1 for the first half of training, then linearly to 0; `pos` is the share of training done."
+    return min(1., 2*(1-pos))
 
 # %% ../nbs/06_learner.ipynb #9f28abbf
 def random_state(dls):

@@ -19,13 +19,15 @@ from .learner import *
 from .policies import *
 
 # %% ../nbs/08_mnist.ipynb #a47e512a
-def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=150, **kwargs):
-    "Train a first F with random τ, then E on it, with `kwargs` for `train_estimator`; returns the augmenter and a dict of what was measured on the watched half."
-    random = random_tau(G)
-    model = train_classifier(splits, cropped(random), steps=steps, seed=seed).model
-    E = estimator(**{k: G.config[k] for k in ('channels','size','n_tau')})
-    augmenter = train_estimator(model, Augmenter(G, E), splits, objective, l2, e_steps, seed=seed, **kwargs).model.eval()
-    return augmenter, watched_figures(model, augmenter, random, splits, l2)
+def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=RefittedHead, l2=3e-2, seed=0, steps=600, e_steps=150, rounds=1, **kwargs):
+    "Train F with random τ, then E on it, with `kwargs` for `train_estimator`; in further `rounds` F with what E makes, then E on. Returns the augmenter and a dict of what was measured on the watched half."
+    random = policy = random_tau(G)
+    augmenter = None
+    for _ in range(rounds):
+        model = train_classifier(splits, cropped(policy), steps=steps, seed=seed).model
+        augmenter = augmenter or Augmenter(G, estimator(**{k: G.config[k] for k in ('channels','size','n_tau')}))
+        policy = train_estimator(model, augmenter, splits, objective, l2, e_steps, seed=seed, **kwargs).model.eval()
+    return policy, watched_figures(model, policy, random, splits, l2)
 
 # %% ../nbs/08_mnist.ipynb #25a99f91
 @torch.no_grad()
@@ -39,9 +41,12 @@ def watched_figures(model, augmenter, random, splits, l2=3e-2, draws=4):
     return dict(acc_aug=round(100*sum(hits)/draws,2), watched_loss=round(losses[0],5), watched_loss_random=round(losses[1],5))
 
 # %% ../nbs/08_mnist.ipynb #2c097fab
-def fixed_policy(*make): return lambda splits, G, **kw: (cropped(*(m(G) for m in make)), None, {})
+def fixed_policy(*make):
+    "A method that trains with the policies that each of `make` returns for G, and a crop."
+    return lambda splits, G, **kw: (cropped(*(m(G) for m in make)), None, {})
 
 def learned(**how):
+    "A method that trains with an augmenter learned by `learn_augmenter` with `how`, and a crop."
     def method(splits, G, **kw):
         augmenter,figures = learn_augmenter(splits, G, **how, **kw)
         return cropped(augmenter), augmenter, figures
@@ -138,13 +143,13 @@ def demo(
     threads:int=None,      # Torch threads, by default as many as torch likes
     out:str='demo.png',    # The picture; the augmenter goes beside it
 ):
-    "Learn to augment 600 digits: F, G, E, F again; print a table and draw what E does."
+    "Learn to augment 600 digits and compare with a crop, random τ and the hardest of four; print a table and draw what E does."
     splits = draw_splits(_prepare('sample', threads), frac=.01, seed=seed)
     print(f'{len(splits.labelled)} labelled, {len(splits.unlabelled)} unlabelled, {len(splits.valid)} validation, {len(splits.test)} test digits')
     if retrain_generator: print('\nG: train the transformation model on unlabelled digits')
     G = train_generator(splits.unlabelled, steps=g_steps, seed=seed).model if retrain_generator else load_generator('mnist')
     table = {}
-    for method,title in [('crop','crop'), ('random_tau','random τ'), ('implicit','learned')]:
+    for method,title in [('crop','crop'), ('random_tau','random τ'), ('ours','hardest of 4'), ('implicit','learned')]:
         print(f'\nF: {title}' if method!='implicit' else '\nF with random τ, then E on it, then F with what E learned')
         _,augmenter,f = run_method(method, splits, G, seed, steps, e_steps)
         table[title] = {'test accuracy %': f['accuracy'], 'validation loss': f['valid_loss'], 'seconds': f['seconds']}

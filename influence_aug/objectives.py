@@ -33,6 +33,7 @@ def timed(method, splits, G, **kw):
     return cbs, augmenter, figures|dict(leak=round(leak,4), e_seconds=round(time.time()-start,1))
 
 def shuffled(data):
+    "Images in [0, 1] and labels of `data` in an order that is always the same."
     i = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     return data.x[i].float()/255,data.y[i]
 
@@ -51,12 +52,15 @@ def best_of(value_of, policy=random_tau, k=4):
     "A method that trains F on the best of `k` draws of `policy` and crop, by the value that `value_of(splits)` returns."
     return lambda splits, G, **kw: ([BestOf(cropped(policy(G)), k, value_of(splits))], None, {})
 
-def aligned_with_steer(splits): return aligned(splits.steer.x.float()/255, splits.steer.y)
+def aligned_with_steer(splits):
+    "`aligned` with the gradient of the loss on the steering half of validation."
+    return aligned(splits.steer.x.float()/255, splits.steer.y)
 
 # %% ../nbs/08a_objectives.ipynb #a75981b5
 OBJECTIVES = {k: METHODS[k] for k in ('none','crop','heuristic','random_tau')} | {
     'paper':           partial(timed, learned(estimator=Estimator, objective=FixedHead, lr=1e-2)),
     'implicit':        guarded(RefittedHead),
+    'implicit_rounds': guarded(RefittedHead, rounds=2),
     'implicit_shared': guarded(RefittedHead, SharedEstimator, lr=1e-2),
     'all_layers':      guarded(AllLayers, lr=3e-4),
     'trajectory':      partial(timed, along_the_way),
@@ -88,7 +92,7 @@ def save_strip(images, path):
 # %% ../nbs/08a_objectives.ipynb #5d00c5f8
 @call_parse
 def estimator(
-    objective:str='hardest', # One of none, crop, heuristic, random_tau, paper, implicit, implicit_shared, all_layers, trajectory, min_loss, max_loss, easiest, aligned, hardest, hardest_affine
+    objective:str='hardest', # One of none, crop, heuristic, random_tau, paper, implicit, implicit_rounds, implicit_shared, all_layers, trajectory, min_loss, max_loss, easiest, aligned, hardest, hardest_affine
     frac:float=.01,        # Labelled share of MNIST's 60,000 training images
     seed:int=0,            # Draws the labelled images and everything else
     scale:str='full',      # full: all of MNIST; sample: the embedded tenth
@@ -109,7 +113,9 @@ def estimator(
     append_row(results, **key, watch_loss=round(watch_loss,5), watch_accuracy=round(100*watch_accuracy,3), **figures, steps=steps, command=command)
     print(f"{objective}, seed {seed}: {figures['accuracy']:.2f}% of the test set")
 
-def policies_of(learn): return [o for o in learn.cbs if isinstance(o, Augment)]
+def policies_of(learn):
+    "The augmenting callbacks of `learn`, in the order they act."
+    return [o for o in learn.cbs if isinstance(o, Augment)]
 
 # %% ../nbs/08a_objectives.ipynb #6cac392b
 def compare(rows, baselines=('crop','random_tau','heuristic'), measure='accuracy'):

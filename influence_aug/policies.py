@@ -33,11 +33,18 @@ def random_affine(degrees=10., scale=.1, shear=10., shift=.1, padding_mode='zero
     return policy
 
 # %% ../nbs/07_policies.ipynb #dd9c50b9
-def randaugment(): return per_image_uint8(v2.RandAugment())
-def trivialaugment(): return per_image_uint8(v2.TrivialAugmentWide())
+def randaugment():
+    "RandAugment (Cubuk et al. 2020) with torchvision's defaults, drawn for each image."
+    return per_image_uint8(v2.RandAugment())
+
+def trivialaugment():
+    "TrivialAugmentWide (Müller & Hutter 2021) with torchvision's defaults, drawn for each image."
+    return per_image_uint8(v2.TrivialAugmentWide())
 
 # %% ../nbs/07_policies.ipynb #1cb5a7bd
-def random_tau(generator): return Augmenter(generator, RandomEstimator(**{k: generator.config[k] for k in ('channels','size','n_tau')}))
+def random_tau(generator):
+    "`generator` with τ drawn at random for each image."
+    return Augmenter(generator, RandomEstimator(**{k: generator.config[k] for k in ('channels','size','n_tau')}))
 
 # %% ../nbs/07_policies.ipynb #43fb969a
 def cropped(*policies, size=28):

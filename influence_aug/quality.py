@@ -28,7 +28,9 @@ def train_judge(source, n=12_000, steps=1500, seed=0, device=None):
     return learn.model.eval()
 
 # %% ../nbs/07a_quality.ipynb #2fe63db7
-def rms(x): return x.square().mean().sqrt().item()
+def rms(x):
+    "Root of the mean square of `x`, as a number."
+    return x.square().mean().sqrt().item()
 
 @torch.no_grad()
 def keeping(change, judge, x, y, bs=500):

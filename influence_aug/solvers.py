@@ -111,8 +111,13 @@ class Curvature:
         return mean_over(self.batches, self.hessian or by_products)+self.shift*eye
 
 # %% ../nbs/01b_solvers.ipynb #74f68067
-def hessian_of(flat): return lambda v, x, y: hvp(lambda t: flat.loss(t, x, y), flat.theta, v)
-def ggn_of(flat): return lambda v, x, y: ggnvp(lambda t: flat(t, x), flat.theta, v)
+def hessian_of(flat):
+    "The Hessian of `flat`'s loss on a batch, as a function of (v, x, y)."
+    return lambda v, x, y: hvp(lambda t: flat.loss(t, x, y), flat.theta, v)
+
+def ggn_of(flat):
+    "The generalised Gauss–Newton matrix of `flat` on a batch, as a function of (v, x, y)."
+    return lambda v, x, y: ggnvp(lambda t: flat(t, x), flat.theta, v)
 
 # %% ../nbs/01b_solvers.ipynb #0542a92f
 def exact(A, b):
@@ -166,9 +171,13 @@ def _recursion(A, b, passes, bs, momentum, scale, rng, limit, callback):
     return mean,False
 
 # %% ../nbs/01b_solvers.ipynb #8c098a92
-def pick(A): return 'exact' if A.size<=EXACT_UP_TO else 'cg'
+def pick(A):
+    "Exact where A can be written down (at most `EXACT_UP_TO` parameters), conjugate gradients elsewhere."
+    return 'exact' if A.size<=EXACT_UP_TO else 'cg'
 
-def auto(A, b): return SOLVERS[pick(A)](A, b)
+def auto(A, b):
+    "Solve Ax = b by the solver that `pick` names."
+    return SOLVERS[pick(A)](A, b)
 
 SOLVERS = dict(auto=auto, exact=exact, cg=cg, lissa=lissa)
 CURVATURES = dict(hessian=hessian_of, ggn=ggn_of)

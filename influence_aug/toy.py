@@ -56,7 +56,9 @@ def check_toy(toy):
         if (both := parts[a]&parts[b]): raise ValueError(f"{len(both)} points are in both {a} and {b}: expected none. Draw again, or take them out of one.")
 
 # %% ../nbs/02_toy.ipynb #4ae6de72
-def polar(r, angle): return torch.stack([r*angle.cos(), r*angle.sin()], 1)
+def polar(r, angle):
+    "Points (n, 2) at distances `r` from the origin and `angle`s in radians."
+    return torch.stack([r*angle.cos(), r*angle.sin()], 1)
 
 def ring(n, rng):
     "A red disc and a blue ring around it, `n` points, half of each."

@@ -69,7 +69,9 @@ def n_halvings(size):
     if size<8 or size%4: raise ValueError(f"Images of size {size}: expected a multiple of 4, at least 8. Resize or pad to {max(8,round(size/4)*4)}.")
     return 3 if size%8==0 else 2
 
-def conv_widths(size): return [16*2**i for i in range(n_halvings(size)+1)]
+def conv_widths(size):
+    "Channels after each convolution for images of `size` pixels: 16, and twice as many after each halving."
+    return [16*2**i for i in range(n_halvings(size)+1)]
 
 def encoder(channels, size, n_out, act=nn.ReLU):
     "Appendix A: (n, channels, size, size) to (n, n_out), with `act()` after each 4×4 convolution."

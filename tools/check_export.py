@@ -15,7 +15,7 @@ def made_again(root):
     "Relative path → text of all files that are made from notebooks, after making them again in the copy at `root`."
     for name in COPIED: shutil.copy(ROOT/name, root)
     for name in ('nbs', 'influence_aug', 'tools', 'results'): shutil.copytree(ROOT/name, root/name, ignore=shutil.ignore_patterns('__pycache__', '*.tmp', '*.lock'))
-    for command in ([BIN/'nbdev_export'], [BIN/'nbdev_clean'], [sys.executable, root/'tools'/'readme.py']):
+    for command in ([sys.executable, root/'tools'/'colab.py'], [BIN/'nbdev_export'], [BIN/'nbdev_clean'], [sys.executable, root/'tools'/'readme.py']):
         subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
     return texts(root)
 

@@ -12,26 +12,32 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+import colab
+
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = '#| eval: false', '#| heavy', 'nbdev_export('
 
 
-def execute(path):
+def executed(path):
+    "The notebook at `path` run from a clean kernel, and the seconds it took."
     start, nb = time.time(), nbformat.read(path, as_version=4)
     client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=path.parent)))
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
             if not any(s in cell.source for s in SKIPPED): client.execute_cell(cell, i)
-    nbformat.write(nb, path)
-    print(f'{path.name}: {time.time()-start:.0f} s', flush=True)
+    return nb, time.time()-start
 
 
 def main(prefixes):
     os.chdir(ROOT)
     bin = Path(sys.executable).parent
+    colab.main()
     subprocess.check_call([bin/'nbdev_export'])
     for path in sorted((ROOT/'nbs').glob('*.ipynb')):
-        if not prefixes or path.name.startswith(tuple(prefixes)): execute(path)
+        if prefixes and not path.name.startswith(tuple(prefixes)): continue
+        nb, seconds = executed(path)
+        nbformat.write(nb, path)
+        print(f'{path.name}: {seconds:.0f} s', flush=True)
     subprocess.check_call([bin/'nbdev_clean'])
     if (ROOT/"nbs"/"index.ipynb").exists(): subprocess.check_call([sys.executable, ROOT/'tools'/'readme.py'])
 

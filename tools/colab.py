@@ -1,0 +1,34 @@
+"""Each notebook says how to open it in Colab, where it installs the library first: if, and only if, `git_url` in settings.ini is set to a
+GitHub address. `make notebooks` calls this; `python tools/colab.py` does it alone, after the address has changed."""
+import json
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = 'colab'
+
+
+def cells(cfg, name):
+    "The two cells for notebook `name`: a link, and what Colab has to do before the first import."
+    url = cfg.get('git_url', '').rstrip('/').removesuffix('.git')
+    if 'github.com/' not in url: return []
+    link = f"[Open in Colab](https://colab.research.google.com/github/{url.split('github.com/')[1]}/blob/{cfg['branch']}/nbs/{name}.ipynb)"
+    here = f"/content/{cfg['repo']}"
+    install = f"#| hide\n![ ! -e /content ] || [ -e {here} ] || (git clone -q -b {cfg['branch']} {url} {here} && pip install -q -e {here})\nimport os, sys\nif os.path.exists('{here}'): os.chdir('{here}/nbs'); sys.path.insert(0, '{here}')"
+    return [dict(cell_type='markdown', id=f'{MARK}-link', metadata={}, source=[link]),
+            dict(cell_type='code', execution_count=None, id=f'{MARK}-install', metadata={}, outputs=[], source=install.splitlines(True))]
+
+
+def main(root=ROOT):
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    for path in sorted((root/'nbs').glob('*.ipynb')):
+        old = path.read_text(encoding='utf-8')
+        nb = json.loads(old)
+        kept = [c for c in nb['cells'] if not c['id'].startswith(f'{MARK}-')]
+        nb['cells'] = kept[:1] + cells(config['DEFAULT'], path.stem) + kept[1:]
+        new = json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=False) + '\n'
+        if json.loads(old) != nb: path.write_text(new, encoding='utf-8')
+
+
+if __name__ == '__main__': main()
