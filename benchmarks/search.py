@@ -66,25 +66,33 @@ def phases(p):
     return lambda model, x, y, i, t: some(partial(tau, sigma=1.5), p(t))(model, x, y, i, t)
 
 
-def best(k, p, value=max_loss, before_crop=False, sigma=1., policy=None, until=1.):
-    "The best of `k` versions of each image, chosen among cropped versions, or `before_crop`; chosen at random after `until`."
+def best(k, p, value=max_loss, before_crop=False, sigma=1., policy=None, share=1., until=1.):
+    "The best of `k` versions for a `share` of the images, chosen among cropped versions, or `before_crop`; for the others, and for all after `until`, any version."
     policy = policy or partial(tau, sigma=sigma)
 
     def draw(model, x, y, i, t):
         n = len(x)
         if before_crop:
             chosen, x = torch.rand(n) < p, x.clone()
-            if chosen.any(): x[chosen] = pick(model, policy(x[chosen].repeat(k, 1, 1, 1)), y[chosen], k, value)
+            if chosen.any():
+                versions = policy(x[chosen].repeat(k, 1, 1, 1))
+                x[chosen] = pick(versions, values(model, versions, y[chosen], k, value).argmax(0))
             return crop(x), y
         versions, chosen = x.repeat(k, 1, 1, 1), torch.rand(k*n) < p
         versions[chosen] = policy(versions[chosen])
-        return pick(model, crop(versions), y, k, value if t < until else lambda model, x, y: torch.rand(len(x))), y
+        versions = crop(versions)
+        first, any_one, choosing = values(model, versions, y, k, value).argmax(0), torch.randint(k, (n,)), torch.rand(n) < share
+        return pick(versions, torch.where(choosing & torch.tensor(t < until), first, any_one)), y
     return draw
 
 
-def pick(model, versions, y, k, value):
-    with frozen(model): values = value(model, versions, y.repeat(k)).view(k, len(y))
-    return versions.view(k, len(y), *versions.shape[1:])[values.argmax(0), torch.arange(len(y))]
+def values(model, versions, y, k, value):
+    with frozen(model): return value(model, versions, y.repeat(k)).view(k, len(y))
+
+
+def pick(versions, chosen):
+    "Version `chosen[i]` of image i."
+    return versions.view(-1, len(chosen), *versions.shape[1:])[chosen, torch.arange(len(chosen))]
 
 
 def hardest_of_batch(k=4, p=.5):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SAMPLE_SHA256', 'DIGITS', 'SOURCES', 'Images', 'check_images', 'read_checked', 'Source', 'check_disjoint',
-           'mnist_sample', 'show_images', 'image_files', 'read_images', 'images_from_folder', 'mnist', 'cifar10',
-           'get_source', 'per_class', 'source_from_images', 'source_from_folder', 'pixel_ids', 'source_from_dls',
-           'check_pixels', 'Splits', 'halves', 'draw_splits', 'slow_bar', 'append_row', 'read_results']
+           'mnist_sample', 'show_images', 'image_files', 'slow_bar', 'read_images', 'images_from_folder', 'mnist',
+           'cifar10', 'get_source', 'per_class', 'source_from_images', 'source_from_folder', 'pixel_ids',
+           'source_from_dls', 'check_pixels', 'Splits', 'halves', 'draw_splits', 'append_row', 'read_results']
 
 # %% ../nbs/00_data.ipynb #acd13c66
 import copy, hashlib, importlib.metadata, math, os, time
@@ -128,11 +128,20 @@ def image_files(path):
     if not res: raise FileNotFoundError(f"No images in {path}: expected {path}/<class name>/<image>.png (or jpg, bmp, gif, webp).")
     return res
 
+# %% ../nbs/00_data.ipynb #f36ba682
+def slow_bar(items, after=2.):
+    "`items`, a sized iterable, in turn; those that are left after `after` seconds with a progress bar."
+    start,rest,left = time.time(),iter(items),len(items)
+    while left and time.time()-start<after:
+        yield next(rest)
+        left -= 1
+    if left: yield from progress_bar(rest, total=left, leave=False)
+
 # %% ../nbs/00_data.ipynb #33f0ed3c
 def read_images(files, channels=1, size=None):
     "Read and stack `files`, all of one size unless `size` is given; raises `ValueError` naming the file that cannot be used."
     mode = {1:ImageReadMode.GRAY, 3:ImageReadMode.RGB}[channels]
-    return torch.stack([_read_image(f, mode, size) for f in progress_bar(files, leave=False)])
+    return torch.stack([_read_image(f, mode, size) for f in slow_bar(files)])
 
 def _read_image(file, mode, size):
     try: x = decode_image(str(file), mode)
@@ -278,15 +287,6 @@ def draw_splits(source, frac=None, n=None, seed=0):
     rest = torch.ones(len(source.pool), dtype=bool).index_fill(0, labelled, False)
     steer,watch = halves(source.valid.y, seed)
     return Splits(source.pool[labelled], source.pool[rest], source.valid[steer], source.valid[watch], source.test, source, seed)
-
-# %% ../nbs/00_data.ipynb #f36ba682
-def slow_bar(items, after=2.):
-    "`items`, a sized iterable, in turn; those that are left after `after` seconds with a progress bar."
-    start,rest,left = time.time(),iter(items),len(items)
-    while left and time.time()-start<after:
-        yield next(rest)
-        left -= 1
-    if left: yield from progress_bar(rest, total=left, leave=False)
 
 # %% ../nbs/00_data.ipynb #4ec38d1d
 def append_row(path, **row):

@@ -81,7 +81,7 @@ def test_generator_of_nothing():
 def test_demo(tmp_path, capsys, retrain):
     demo(steps=5, e_steps=5, retrain_generator=retrain, g_steps=20, threads=1, out=str(tmp_path/'demo.png'))
     text = capsys.readouterr().out
-    assert all(o in text for o in ('crop', 'random τ', 'learned', 'test accuracy %', 'validation loss', 'seconds'))
+    assert all(o in text for o in ('crop', 'random τ', 'hardest of 4', 'learned', 'test accuracy %', 'validation loss', 'seconds'))
     assert (tmp_path/'demo.png').stat().st_size > 5000 and (tmp_path/'demo.safetensors').exists()
 
 

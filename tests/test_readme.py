@@ -30,10 +30,12 @@ def test_the_commands_exist():
 
 
 def test_code_blocks_run(tmp_path, monkeypatch, sample):
-    """In the order of the page, with fewer training steps; `dls` and `model` stand for the reader's own: here a folder of grey digits."""
+    """In the order of the page, with fewer training steps; `dls` and `model` stand for the reader's own: here a folder of grey digits,
+    and so is `my_digits`."""
     dls = ImageDataLoaders.from_folder(digits_folder(tmp_path/'own', sample.valid, 10), valid_pct=.3, bs=16, num_workers=0, img_cls=PILImageBW, item_tfms=Resize(28), device='cpu')
     for name in ('train_classifier', 'train_estimator'): monkeypatch.setattr(learner, name, partial(getattr(learner, name), steps=4, epochs=1))
     monkeypatch.chdir(tmp_path)
+    digits_folder(tmp_path/'my_digits', sample.valid, 12)
     blocks = re.findall(r'^```python\n(.*?)^```', README, re.M | re.S)
     names = dict(dls=dls, model=learner.small_cnn())
     for code in blocks: exec(compile(code, 'README.md', 'exec'), names)

@@ -150,6 +150,7 @@ def test_search_finds_a_symbol(browser, address):
     window,wrong = visit(browser, address, 'index.html')
     window.keyboard.press('/')
     window.keyboard.type('hvp', delay=20)
+    window.locator('a[href*="influence.html"]:visible', has_text='hvp').first.wait_for(timeout=5000)
     found = window.locator('a[href*="solvers.html#hvp"]:visible').first
     found.wait_for(timeout=5000)
     found.click()

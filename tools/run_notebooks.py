@@ -21,7 +21,8 @@ SKIPPED = '#| eval: false', '#| heavy', 'nbdev_export('
 def executed(path):
     "The notebook at `path` run from a clean kernel, and the seconds it took."
     start, nb = time.time(), nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=path.parent)))
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=path.parent)),
+                            extra_arguments=['--log-level=ERROR'])
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
             if not any(s in cell.source for s in SKIPPED): client.execute_cell(cell, i)
