@@ -26,8 +26,8 @@ def runs():
 def kind(output):
     "What sort of thing a reader sees: a stream, a picture, a table with its columns; None for a progress bar, which comes with slowness, and for stderr."
     if output.output_type == 'stream': return output.name if output.name == 'stdout' else None
-    html = output.get('data', {}).get('text/html', '')
-    if 'progress' in html: return None
+    html = output.get('data', {}).get('text/html', '-')
+    if 'progress' in html or not html: return None
     return output.output_type, *sorted(output.get('data', {})), *re.findall('<th>([^<]*)</th>', html.split('</thead>')[0])
 
 
