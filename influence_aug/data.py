@@ -215,7 +215,14 @@ def source_from_images(data, valid=.2, test=0., seed=0, name='images'):
     return Source(pool, valid, test if len(test) else None, name=name)
 
 # %% ../nbs/00_data.ipynb #f01f1c7a
-def source_from_folder(path, channels=1, size=None, valid=.2, test=0., seed=0):
+def source_from_folder(
+    path,                   # A folder that holds a folder of images for each class
+    channels=1,             # 1 reads them as grey, 3 as colour
+    size=None,              # Resize to (size, size); needed where images differ in size
+    valid=.2,               # Share of each class to set aside for validation
+    test=0.,                # And for testing
+    seed=0,                 # Draws them
+):
     "A `Source` from a folder of class folders, with `valid` and `test` shares of each class set aside."
     return source_from_images(images_from_folder(path, channels, size), valid, test, seed, name=Path(path).name)
 
@@ -277,7 +284,12 @@ def halves(y, seed=0):
     return by_class[::2],by_class[1::2]
 
 # %% ../nbs/00_data.ipynb #0ad4433f
-def draw_splits(source, frac=None, n=None, seed=0):
+def draw_splits(
+    source,                 # A `Source`: `mnist_sample()`, `mnist()`, `source_from_folder(path)`, …
+    frac=None,              # Labelled share of the whole source, in (0, 1]
+    n=None,                 # Or the number of labelled images, a multiple of the classes; by default all
+    seed=0,                 # Draws the labelled images and the halves of validation
+):
     "Draw a class-balanced labelled set of `n` images, or of `frac` of the whole, or all, and halve the validation set."
     k = len(source.pool.vocab)
     if n is None: n = len(source.pool) if frac is None else round(frac*source.whole)

@@ -70,7 +70,11 @@ class SharedEstimator(nn.Module):
 # %% ../nbs/05_estimator.ipynb #855ca8fd
 class Augmenter(nn.Module):
     "x̃ = G(x, E(x)): images (n, c, h, w) in [0, 1] to augmented images of the same shape."
-    def __init__(self, generator, estimator):
+    def __init__(
+        self,
+        generator,              # G, a `Generator`
+        estimator,              # E, from images (n, c, size, size) to τ (n, n_tau), made for the same size and channels; raises `ValueError` if not
+    ):
         super().__init__()
         for k in ('channels','size','n_tau'):
             if generator.config[k]!=estimator.config[k]: raise ValueError(f"G has {k}={generator.config[k]}, E has {k}={estimator.config[k]}: expected the same. Make both with the same arguments.")
@@ -136,7 +140,9 @@ def _module(path, spec, weights):
 # %% ../nbs/05_estimator.ipynb #dc1196eb
 GENERATORS = Path(__file__).parent/'generators' if '__file__' in globals() else Path('../influence_aug/generators')
 
-def load_generator(name='mnist'):
+def load_generator(
+    name='mnist',           # mnist (28×28, grey), cifar10 (32×32, colour), or a file; raises `ValueError`, `FileNotFoundError`
+):
     "A generator by the `name` of one in the package, or by the path of a file that holds one."
     path = GENERATORS/f'{name}.safetensors' if str(name).isidentifier() else Path(name)
     if str(name).isidentifier() and not path.exists():

@@ -185,7 +185,21 @@ def described(setting):
     if isinstance(setting, partial): return f"{described(setting.func)}({', '.join([*map(str, setting.args), *(f'{k}={v}' for k,v in setting.keywords.items())])})"
     return getattr(setting, '__name__', None) or repr(setting)
 
-def train_generator(images, generator=None, steps=1300, epochs=20, bs=16, lr=1e-3, n_critic=3, identity_weight=1e-3, seed=0, device=None, cbs=None, checkpoint=None, **kwargs):
+def train_generator(
+    images,                 # `Images`, or their uint8 pixels (n, c, size, size); no labels are needed
+    generator=None,         # A `Generator` to go on with, by default a new one for this size and number of channels
+    steps=1300,             # Steps of G, a multiple of `epochs`
+    epochs=20,              # After each the checkpoint is saved and what `cbs` show is shown
+    bs=16,                  # Batch size of G and of each step of the critics
+    lr=1e-3,                # Learning rate of all three; it falls linearly to 0 in the second half
+    n_critic=3,             # Steps of the critics to one of G (Algorithm 1)
+    identity_weight=1e-3,   # Weight of the distance between G(x, τ) and x
+    seed=0,                 # Draws everything random
+    device=None,            # Where to train, by default fastai's choice
+    cbs=None,               # Callbacks such as `ShowGenerator`
+    checkpoint=None,        # File to save to and to resume from
+    **kwargs,               # For `WGANCallback`
+):
     "Train G on `images`, `Images` or their uint8 pixels (n, c, size, size), for `steps`, resuming from the file `checkpoint` if given; `lr` falls linearly to zero in the second half, `kwargs` go to `WGANCallback`. Returns its Learner."
     if steps<1 or steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, such as {max(1,round(steps/epochs))*epochs}.")
     set_seed(seed, reproducible=True)
@@ -244,7 +258,11 @@ class ShowGenerator(Callback):
 class Augment(Callback):
     "Replace each training image by `policy` of it with probability `p`. Undoes and redoes fastai's `Normalize` around it."
     run_valid = False
-    def __init__(self, policy, p=.5): self.policy,self.p = policy,p
+    def __init__(
+        self,
+        policy,                 # Function from images (n, c, h, w) in [0, 1] to as many; an `nn.Module` is moved to the device
+        p=.5,                   # Share of the images it changes
+    ): self.policy,self.p = policy,p
 
     def before_fit(self):
         tfms = getattr(getattr(self.dls.train, 'after_batch', None), 'fs', [])
@@ -279,7 +297,17 @@ def small_cnn(channels=1, n_classes=10, widths=(16,32,32,64), strides=(1,2,1,2))
     return nn.Sequential(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(widths[-1], n_classes))
 
 # %% ../nbs/06_learner.ipynb #6b724906
-def train_classifier(splits, cbs=None, make_model=small_cnn, steps=600, epochs=5, bs=64, lr=1e-2, seed=0, device=None):
+def train_classifier(
+    splits,                 # What `draw_splits` returns; F sees its labelled images and is validated on both halves of validation
+    cbs=None,               # Callbacks such as `Augment` or `BestOf`
+    make_model=small_cnn,   # Function of the numbers of channels and of classes that returns F; its last layer is an `nn.Linear`
+    steps=600,              # Steps of one cycle
+    epochs=5,               # After each F is validated
+    bs=64,                  # Batch size
+    lr=1e-2,                # Highest learning rate of the cycle
+    seed=0,                 # Draws the weights, the batches and what the callbacks draw
+    device=None,            # Where to train, by default fastai's choice
+):
     "Train F from scratch on the labelled set by one cycle of `steps`, augmented by `cbs`; returns its Learner."
     set_seed(seed, reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
@@ -296,7 +324,20 @@ class ReadOnlyValidation(Callback):
     def before_fit(self): self.objective = self.learn.loss_func
 
 # %% ../nbs/06_learner.ipynb #946eb75f
-def train_estimator(model, augmenter, splits, objective=RefittedHead, l2=3e-2, steps=100, epochs=5, bs=128, lr=1e-3, seed=0, device=None, cbs=None):
+def train_estimator(
+    model,                  # A trained F that ends in an `nn.Linear`
+    augmenter,              # An `Augmenter`, its E to be trained
+    splits,                 # What `draw_splits` returns: E augments the labelled images, steers by `steer` and is watched on `watch`
+    objective=RefittedHead, # `objective(model, x, y, x_val, y_val, n_classes=, l2=)` returns a loss of (x̃, y)
+    l2=3e-2,                # Weight decay of the head, where the objective fits one
+    steps=100,              # Steps of Adam
+    epochs=5,               # After each E is watched
+    bs=128,                 # Batch size
+    lr=1e-3,                # Learning rate
+    seed=0,                 # Draws everything random
+    device=None,            # Where to train, by default fastai's choice
+    cbs=None,               # Callbacks such as `Guard`
+):
     "Train E in `augmenter` to make `objective` small, steered by `splits.steer`; `model` and G stay as they are. Returns E's Learner."
     set_seed(seed, reproducible=True)
     dls = tensor_dls(splits.labelled, splits.watch, bs, max(1,steps//epochs), device=device)
@@ -317,7 +358,11 @@ def train_estimator(model, augmenter, splits, objective=RefittedHead, l2=3e-2, s
 class Guard(Callback):
     "After each epoch keep E if its watched loss is the lowest so far; stop if less than `floor` of the watched x̃ is read correctly, or after `patience` epochs without improvement. Puts the kept E back, and prints the reason for stopping."
     order = 60
-    def __init__(self, floor=.9, patience=3): self.floor,self.patience = floor,patience
+    def __init__(
+        self,
+        floor=.9,               # Least share of the watched x̃ that F must read correctly, in [0, 1]
+        patience=3,             # Epochs without a lower watched loss
+    ): self.floor,self.patience = floor,patience
 
     def before_fit(self): self.kept,self.best,self.best_epoch,self.reason = self.weights(),float('inf'),-1,None
     def weights(self): return {k: p.detach().clone() for k,p in self.model.estimator.state_dict().items()}
@@ -338,7 +383,15 @@ class Guard(Callback):
 class Trajectory(Callback):
     "While F trains, train E in `augmenter` to climb `value(model, x̃, y)` at each `every`-th step after a share `start`, weighted with F's learning rate, at least `keep` of the loss subtracted."
     order,run_valid = -5,False
-    def __init__(self, augmenter, value, start=.1, every=2, lr=1e-3, keep=.03): self.augmenter,self.value,self.start,self.every,self.lr,self.keep = augmenter,value,start,every,lr,keep
+    def __init__(
+        self,
+        augmenter,              # An `Augmenter`, its E to be trained
+        value,                  # `value(model, x̃, y)`, such as `aligned` returns
+        start=.1,               # Share of F's training after which E starts
+        every=2,                # Steps of F to one of E
+        lr=1e-3,                # Learning rate of E
+        keep=.03,               # Weight of the loss of F at x̃, which keeps labels
+    ): self.augmenter,self.value,self.start,self.every,self.lr,self.keep = augmenter,value,start,every,lr,keep
 
     def before_fit(self):
         self.augmenter.to(self.dls.device)
@@ -360,7 +413,12 @@ class Trajectory(Callback):
 # %% ../nbs/06_learner.ipynb #1a7b21cd
 class BestOf(Augment):
     "Make `k` versions of each training image by the `augments`, a list of `Augment`, and train on the one that `value(model, x, y)` rates highest at the model's parameters as they are."
-    def __init__(self, augments, k=4, value=max_loss):
+    def __init__(
+        self,
+        augments,               # List of `Augment`, applied in turn; each version draws anew
+        k=4,                    # Versions of each image; raises `ValueError` below 1
+        value=max_loss,         # `value(model, x, y)` rates each image, shape (n,)
+    ):
         if k<1: raise ValueError(f"k={k}: expected 1 or more versions of each image, such as 4.")
         self.augments,self.k,self.value = list(augments),k,value
 

@@ -83,7 +83,14 @@ def encoder(channels, size, n_out, act=nn.ReLU):
 # %% ../nbs/03_transforms.ipynb #1d007312
 class Generator(nn.Module):
     "G(x, τ) → transformed images and their flow (Figure 2, Appendix A)."
-    def __init__(self, channels=1, size=28, n_tau=128, window=5, padding_mode='zeros'):
+    def __init__(
+        self,
+        channels=1,             # Of the images, 1 or 3
+        size=28,                # Side of the images in pixels
+        n_tau=128,              # Length of τ, in (-1, 1)
+        window=5,               # Side of the smoothing window of the flow, odd
+        padding_mode='zeros',   # What is seen beyond the image's edge, as in `F.grid_sample`
+    ):
         super().__init__()
         self.config = dict(channels=channels, size=size, n_tau=n_tau, window=window, padding_mode=padding_mode)
         widths = conv_widths(size)[::-1]
