@@ -33,6 +33,7 @@ class Images:
         check_images(self)
 
     def __len__(self): return len(self.x)
+    def __repr__(self): return f"Images({len(self)} of {'×'.join(map(str, self.x.shape[1:]))}, {len(self.vocab)} classes)"
     def __getitem__(self, idx): return Images(self.x[idx], self.y[idx], self.vocab, self.ids[idx])
     def counts(self): return torch.bincount(self.y, minlength=len(self.vocab))
 
@@ -124,9 +125,11 @@ def image_files(path):
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f"No folder {path}: expected one that holds a folder of images for each class.")
     kinds = {'.png','.jpg','.jpeg','.bmp','.gif','.webp'}
-    res = [(f,d.name) for d in sorted(path.iterdir()) if d.is_dir() for f in sorted(d.iterdir()) if f.suffix.lower() in kinds]
-    if not res: raise FileNotFoundError(f"No images in {path}: expected {path}/<class name>/<image>.png (or jpg, bmp, gif, webp).")
-    return res
+    found = {d.name: [f for f in sorted(d.iterdir()) if f.suffix.lower() in kinds] for d in sorted(path.iterdir()) if d.is_dir() and d.name[0]!='.'}
+    expected = f"expected {path}/<class name>/<image>.png (or jpg, bmp, gif, webp)"
+    if not any(found.values()): raise FileNotFoundError(f"No images in {path}: {expected}.")
+    if (empty := [k for k,v in found.items() if not v]): raise FileNotFoundError(f"No images in the folders {empty} of {path}: {expected}. Add some, or remove the folder.")
+    return [(f,k) for k,v in found.items() for f in v]
 
 # %% ../nbs/00_data.ipynb #f36ba682
 def slow_bar(items, after=2.):
@@ -140,7 +143,10 @@ def slow_bar(items, after=2.):
 # %% ../nbs/00_data.ipynb #33f0ed3c
 def read_images(files, channels=1, size=None):
     "Read and stack `files`, all of one size unless `size` is given; raises `ValueError` naming the file that cannot be used."
-    mode = {1:ImageReadMode.GRAY, 3:ImageReadMode.RGB}[channels]
+    modes = {1:ImageReadMode.GRAY, 3:ImageReadMode.RGB}
+    if channels not in modes: raise ValueError(f"channels={channels!r}: expected 1 (grey) or 3 (colour).")
+    if not (size is None or isinstance(size, int) and size>0): raise ValueError(f"size={size!r}: expected one number, such as 28; images are made square.")
+    mode = modes[channels]
     return torch.stack([_read_image(f, mode, size) for f in slow_bar(files)])
 
 def _read_image(file, mode, size):
@@ -204,6 +210,7 @@ def per_class(y, n, seed=0):
 # %% ../nbs/00_data.ipynb #c3dc5fd4
 def source_from_images(data, valid=.2, test=0., seed=0, name='images'):
     "Set aside fractions `valid` and `test` of every class of `data` at random."
+    if not (valid>0 and test>=0 and valid+test<1): raise ValueError(f"valid={valid}, test={test}: expected shares of which the first is above 0 and the sum below 1, such as .2 and 0.")
     counts = data.counts()
     if (counts<3).any(): raise ValueError(f"Images per class {dict(zip(data.vocab, counts.tolist()))}: expected at least 3 in each. Add images, or remove the class.")
     rng,parts = torch.Generator().manual_seed(seed),([],[],[])
@@ -291,6 +298,7 @@ def draw_splits(
     seed=0,                 # Draws the labelled images and the halves of validation
 ):
     "Draw a class-balanced labelled set of `n` images, or of `frac` of the whole, or all, and halve the validation set."
+    if not isinstance(source, Source): raise TypeError(f"source is a {type(source).__name__}: expected a Source, such as mnist_sample() or source_from_folder(path).")
     k = len(source.pool.vocab)
     if n is None: n = len(source.pool) if frac is None else round(frac*source.whole)
     if n==len(source.pool): labelled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeatureBatches', 'HeadProblem', 'LayersProblem', 'Report', 'check_data', 'plain', 'n_outputs', 'Influence',
-           'Augmented', 'as_policy', 'rank_augmentations', 'check_candidates', 'plot_ranking']
+           'Augmented', 'check_augmented', 'as_policy', 'rank_augmentations', 'check_candidates', 'plot_ranking']
 
 # %% ../nbs/01c_influence.ipynb #e11b86e2
 import time, warnings
@@ -185,6 +185,7 @@ class Influence:
         for value,known,name in [(curvature,{'auto',*CURVATURES},'curvature'), (solver,SOLVERS,'solver')]:
             if not callable(value) and value not in known: raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
         if min(l2 or 0, damping or 0)<0: raise ValueError(f"l2={l2}, damping={damping}: expected numbers ≥ 0.")
+        check_module(model)
         p = next(model.parameters())
         self.train,self.valid = (Batches(o, bs, p.device, p.dtype) for o in (train,valid))
         self.model,self.params,self.solver,self.refit = model,params,solver,refit and not whole
@@ -311,8 +312,15 @@ class Augmented:
                 pixels = x*std+mean
                 check_pixels(pixels)
                 new = self.policy(pixels)
-            if new.shape!=x.shape or not new.isfinite().all(): raise ValueError(f"An augmentation turned images of shape {tuple(x.shape)} into {tuple(new.shape)} with {(~new.isfinite()).sum()} values that are not finite: expected the same shape, finite.")
+            check_augmented(pixels, new)
             yield ((new-mean)/std).to(x),y
+
+def check_augmented(x, new):
+    "Raise `ValueError` if `new` cannot be what an augmentation made of the images `x` in [0, 1]; a little beyond 0 and 1 is let pass."
+    if not isinstance(new, torch.Tensor): raise ValueError(f"An augmentation returned a {type(new).__name__}: expected a tensor of images.")
+    if new.shape!=x.shape: raise ValueError(f"An augmentation turned images of shape {tuple(x.shape)} into {tuple(new.shape)}: expected the same shape.")
+    if not new.isfinite().all(): raise ValueError(f"An augmentation made {(~new.isfinite()).sum()} values that are not finite: expected images in [0, 1].")
+    if new.min()<-1 or new.max()>2: raise ValueError(f"An augmentation made values from {new.min():.4g} to {new.max():.4g}: expected images in [0, 1].")
 
 def as_policy(f):
     "A function on batches; a torchvision v2 transform is called on each image, since on a batch it would draw once for all."
@@ -329,21 +337,24 @@ def rank_augmentations(
     n_boot=1000,   # Bootstrap samples of the validation set for the 95% intervals
     seed=0, bs=256,
 ):
-    "Predicted change of validation loss for each candidate, a table, best first; `predicted` is by re-fitting the head to originals and a `share` of augmented copies."
+    "Predicted change of validation loss for each candidate, best first, with its 95% interval from `low` to `high`: by re-fitting the head to originals and a `share` of augmented copies, and to first order."
+    check_module(model)
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
     check_candidates(candidates, Batches(train, bs))
     infl = Influence(model, train, valid, l2=l2, bs=bs).fit()
     rows = {k: _effects(infl, f, share, draws, seed) for k,f in slow_bar(candidates.items())}
     rng = np.random.default_rng(seed)
-    rows = {k: {'predicted': v['refit'].mean(), **{c: o for kind in ('refit','first_order') for c,o in _interval(kind, v[kind], n_boot, rng)}} for k,v in rows.items()}
-    return pd.DataFrame(rows).T.rename_axis('candidate').sort_values('predicted')
+    table = pd.DataFrame({k: [v['refit'].mean(), *_interval(v['refit'], n_boot, rng), v['first_order'].mean()] for k,v in rows.items()}, index=['predicted','low','high','first_order']).T
+    table.insert(3, 'verdict', np.select([table.high<0, table.low>0], ['helps','may harm'], 'cannot tell'))
+    return table.rename_axis('candidate').sort_values('predicted')
 
 def check_candidates(candidates, batches):
-    "Raise `ValueError` that names the candidate which fails on two images."
+    "Raise `ValueError` that names the candidate which fails on a few images."
+    if not isinstance(candidates, dict) or not candidates: raise ValueError(f"candidates={candidates!r}: expected a dict of names and functions, such as {{'mirror': lambda x: x.flip(3)}}.")
     x,y = next(iter(batches))
     for k,f in candidates.items():
-        try: list(Augmented([(x[:2],y[:2])], f, norm=batches.norm))
-        except Exception as e: raise ValueError(f"Candidate {k!r} failed on two images: {e}") from e
+        try: list(Augmented([(x[:5],y[:5])], f, norm=batches.norm))
+        except Exception as e: raise ValueError(f"Candidate {k!r} failed on {len(x[:5])} images: {e}") from e
 
 # %% ../nbs/01c_influence.ipynb #0455fc08
 def _effects(infl, policy, share, draws, seed):
@@ -356,20 +367,18 @@ def _effects(infl, policy, share, draws, seed):
     return dict(first_order=torch.cat([-sample_values(T, P.W, h, y) for h,y in valid]).cpu().numpy(),
                 refit=torch.cat([losses(W,h,y)-losses(P.W,h,y) for h,y in valid]).cpu().numpy())
 
-def _interval(name, changes, n_boot, rng):
-    means = [changes[rng.integers(0, len(changes), len(changes))].mean() for _ in range(n_boot)]
-    low,high = np.quantile(means, [.025,.975])
-    return [(name, changes.mean()), (f'{name}_low', low), (f'{name}_high', high)]
+def _interval(changes, n_boot, rng):
+    return np.quantile([changes[rng.integers(0, len(changes), len(changes))].mean() for _ in range(n_boot)], [.025,.975])
 
 # %% ../nbs/01c_influence.ipynb #0db3769d
 def plot_ranking(table, ax=None):
     "Draw the result of `rank_augmentations`: predicted change with its interval, first order as a cross where it is within the frame."
     ax = ax or plt.subplots(figsize=(5, .28*len(table)+.8))[1]
-    at,x = range(len(table)),table['refit']
-    ax.errorbar(x, at, xerr=[x-table['refit_low'], table['refit_high']-x], fmt='o', label='re-fitted head')
+    at,x = range(len(table)),table['predicted']
+    ax.errorbar(x, at, xerr=[x-table['low'], table['high']-x], fmt='o', label='re-fitted head')
     ax.plot(table['first_order'], at, 'x', color='.5', label='first order')
     ax.axvline(0, color='.7', lw=.7); ax.set_yticks(at, table.index); ax.invert_yaxis()
-    low,high = table['refit_low'].min(),table['refit_high'].max()
+    low,high = table['low'].min(),table['high'].max()
     ax.set_xlim(low-.2*(high-low), high+.2*(high-low))
     ax.set(xlabel='predicted change of validation loss'); ax.legend()
     return ax

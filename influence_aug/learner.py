@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['adam', 'TensorDL', 'tensor_dls', 'WGANCallback', 'wgan_loss', 'linear_decay', 'random_state', 'set_random_state',
            'Checkpoint', 'plain_state', 'described', 'train_generator', 'unlabelled', 'images_print', 'ShowGenerator',
-           'Augment', 'small_cnn', 'train_classifier', 'ReadOnlyValidation', 'train_estimator', 'Guard', 'Trajectory',
-           'BestOf']
+           'Augment', 'small_cnn', 'train_classifier', 'check_callbacks', 'ReadOnlyValidation', 'train_estimator',
+           'Guard', 'Trajectory', 'BestOf']
 
 # %% ../nbs/06_learner.ipynb #73d74913
 import matplotlib.pyplot as plt, numpy as np, random, time, torch
@@ -260,9 +260,11 @@ class Augment(Callback):
     run_valid = False
     def __init__(
         self,
-        policy,                 # Function from images (n, c, h, w) in [0, 1] to as many; an `nn.Module` is moved to the device
+        policy,                 # Function from images (n, c, h, w) in [0, 1] to as many, or a torchvision v2 transform; a module is moved to the device
         p=.5,                   # Share of the images it changes
-    ): self.policy,self.p = policy,p
+    ):
+        if not callable(policy): raise TypeError(f"policy is a {type(policy).__name__}: expected a function from images to images.")
+        self.policy,self.p = as_policy(policy),p
 
     def before_fit(self):
         tfms = getattr(getattr(self.dls.train, 'after_batch', None), 'fs', [])
@@ -277,6 +279,7 @@ class Augment(Callback):
         chosen = torch.rand(len(x), device=x.device)<self.p
         if not chosen.any(): return x
         with torch.no_grad(): changed = self.policy(x[chosen])
+        check_augmented(x[chosen], changed)
         x = x.clone()
         x[chosen] = changed
         return x
@@ -309,12 +312,19 @@ def train_classifier(
     device=None,            # Where to train, by default fastai's choice
 ):
     "Train F from scratch on the labelled set by one cycle of `steps`, augmented by `cbs`; returns its Learner."
+    check_callbacks(cbs)
     set_seed(seed, reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
     dls = tensor_dls(splits.labelled, splits.valid, bs, max(1,steps//epochs), device=device)
     learn = Learner(dls, model, F.cross_entropy, opt_func=adam(.9,.99), wd=0., metrics=accuracy, cbs=cbs)
     learn.fit_one_cycle(epochs, lr, moms=(.9,.9,.9))
     return learn
+
+def check_callbacks(cbs):
+    "Raise `TypeError` for what is no fastai callback, such as a policy by itself."
+    for o in cbs if isinstance(cbs, (list,tuple,L)) else [] if cbs is None else [cbs]:
+        if not (isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback)):
+            raise TypeError(f"cbs holds a {type(o).__name__}: expected callbacks; a policy becomes one by Augment(policy) or BestOf(policy).")
 
 # %% ../nbs/06_learner.ipynb #2146aef6
 class ReadOnlyValidation(Callback):
@@ -412,15 +422,16 @@ class Trajectory(Callback):
 
 # %% ../nbs/06_learner.ipynb #1a7b21cd
 class BestOf(Augment):
-    "Make `k` versions of each training image by the `augments`, a list of `Augment`, and train on the one that `value(model, x, y)` rates highest at the model's parameters as they are."
+    "Make `k` versions of each training image by the `augments` and train on the one that `value(model, x, y)` rates highest at the model's parameters as they are."
     def __init__(
         self,
-        augments,               # List of `Augment`, applied in turn; each version draws anew
+        augments,               # An `Augment` or policy, or a list to apply in turn; each version draws anew
         k=4,                    # Versions of each image; raises `ValueError` below 1
         value=max_loss,         # `value(model, x, y)` rates each image, shape (n,)
     ):
         if k<1: raise ValueError(f"k={k}: expected 1 or more versions of each image, such as 4.")
-        self.augments,self.k,self.value = list(augments),k,value
+        augments = augments if isinstance(augments, (list,tuple,L)) else [augments]
+        self.augments,self.k,self.value = [o if isinstance(o, Augment) else Augment(o) for o in augments],k,value
 
     def place(self, device):
         for o in self.augments: o.place(device)

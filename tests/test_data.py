@@ -93,6 +93,27 @@ def test_folder_mistakes(tmp_path, sample):
     with pytest.raises(ValueError, match='expected at least 3 in each'): source_from_folder(few)
 
 
+@pytest.mark.parametrize('settings, words', [
+    (dict(channels=2), 'channels=2: expected 1'), (dict(size=(28, 32)), r'size=\(28, 32\): expected one number'), (dict(size=0), 'size=0: expected'),
+    (dict(valid=0), 'valid=0, test=0.0: expected shares'), (dict(valid=.6, test=.4), 'valid=0.6, test=0.4: expected shares'), (dict(test=-.1), 'test=-0.1: expected')])
+def test_folder_settings(tmp_path, sample, settings, words):
+    with pytest.raises(ValueError, match=words): source_from_folder(digits_folder(tmp_path/'own', sample.valid, 5), **settings)
+
+
+def test_folders_without_images(tmp_path, sample):
+    path = digits_folder(tmp_path/'own', sample.valid, 5)
+    (path/'.ipynb_checkpoints').mkdir()
+    assert len(source_from_folder(path).pool.vocab) == 10
+    (path/'ten').mkdir()
+    with pytest.raises(FileNotFoundError, match=r"No images in the folders \['ten'\] of .*own: expected .*/<class name>/<image>.png"): source_from_folder(path)
+
+
+def test_splits_are_told_in_short(tmp_path, sample):
+    own = draw_splits(source_from_folder(digits_folder(tmp_path/'own', sample.valid, 5)))
+    assert 'labelled=Images(40 of 1×28×28, 10 classes)' in repr(own) and 'test=None' in repr(own) and len(repr(own)) < 300
+    with pytest.raises(TypeError, match='source is a str: expected a Source, such as'): draw_splits('own')
+
+
 def test_fastai_dataloaders_are_read_plain_and_left_as_they_were(tmp_path, sample):
     path = digits_folder(tmp_path/'own', sample.valid, 10)
     tfms = [*aug_transforms(max_rotate=45, p_affine=1.), Normalize.from_stats(*imagenet_stats)]

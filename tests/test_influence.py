@@ -1,5 +1,6 @@
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,10 +276,12 @@ def test_ranking(digits):
     table = rank_augmentations(model, train, valid, CANDIDATES, draws=2)
     assert torch.equal(state, torch.random.get_rng_state())
     assert table.equals(rank_augmentations(model, train, valid, CANDIDATES, draws=2))
-    assert table.predicted.is_monotonic_increasing and table.loc['nothing'].abs().max() < 1e-6
-    assert ((table.refit_low <= table.refit) & (table.refit <= table.refit_high) & (table.first_order_low <= table.first_order)).all()
+    assert table.predicted.is_monotonic_increasing and table.loc['nothing', ['predicted', 'low', 'high', 'first_order']].abs().max() < 1e-6
+    assert ((table.low <= table.predicted) & (table.predicted <= table.high)).all()
+    assert (table.verdict == ['helps' if high < 0 else 'may harm' if low > 0 else 'cannot tell' for low, high in zip(table.low, table.high)]).all()
+    assert table.verdict['nothing'] == 'cannot tell'
     small = rank_augmentations(model, train, valid, CANDIDATES, share=1e-5)
-    assert (small.refit-small.first_order).abs().max() < 1e-3*small.first_order.abs().max()+1e-8
+    assert (small.predicted-small.first_order).abs().max() < 1e-3*small.first_order.abs().max()+1e-8
     assert plot_ranking(table).get_xlabel()
 
 
@@ -300,13 +303,21 @@ def test_ranking_undoes_fastai_normalize(digits):
     fixed = {'mirror': lambda x: x.flip(3), 'invert': lambda x: 1-x}
     assert abs(next(iter(loader(valid)))[0].min().item()+1/3) < 1e-6
     a, b = rank_augmentations(model, train, valid, fixed), rank_augmentations(OfNormalised(), loader(train), loader(valid), fixed)
-    assert (a-b).abs().max().max() < 1e-5 < a.abs().max().max()
+    numbers = ['predicted', 'low', 'high', 'first_order']
+    assert (a[numbers]-b[numbers]).abs().max().max() < 1e-5 < a[numbers].abs().max().max()
 
 
 def test_ranking_names_what_is_wrong(digits):
     model, train, valid = digits
     rank = partial(rank_augmentations, model, train, valid)
-    with pytest.raises(ValueError, match=r"Candidate 'small' failed on two images: .*\(2, 1, 28, 28\) into \(2, 1, 26, 28\)"): rank({'small': lambda x: x[:, :, 2:]})
+    with pytest.raises(ValueError, match=r"Candidate 'small' failed on 5 images: .*\(5, 1, 28, 28\) into \(5, 1, 26, 28\)"): rank({'small': lambda x: x[:, :, 2:]})
     with pytest.raises(ValueError, match="Candidate 'nan' failed"): rank({'nan': lambda x: x*float('nan')})
+    with pytest.raises(ValueError, match="Candidate 'bytes' failed on 5 images: .* values from 0 to 255: expected"): rank({'bytes': lambda x: x*255})
+    with pytest.raises(ValueError, match="Candidate 'none' failed on 5 images: .* returned a NoneType"): rank({'none': lambda x: None})
+    with pytest.raises(ValueError, match="Candidate 'three' failed on 5 images"): rank({'three': lambda x: x[:3]})
+    for wrong in ({}, [lambda x: x]):
+        with pytest.raises(ValueError, match='expected a dict of names and functions'): rank(wrong)
+    with pytest.raises(TypeError, match='expected an nn.Module; of a Learner, learn.model'): rank_augmentations(SimpleNamespace(model=model), train, valid, CANDIDATES)
+    with pytest.raises(TypeError, match='expected an nn.Module; of a Learner, learn.model'): Influence(SimpleNamespace(model=model), train, valid)
     with pytest.raises(ValueError, match='share=0: expected'): rank(CANDIDATES, share=0)
     with pytest.raises(ValueError, match='policies expect'): rank_augmentations(model, ((train.x.float()-128)/64, train.y), (valid.x.float()/255, valid.y), CANDIDATES)

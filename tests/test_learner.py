@@ -1,11 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.vision.all import ImageDataLoaders, Learner, Normalize, Resize
 from hypothesis import given, strategies as st
 from torch import nn
+from torchvision.transforms import v2
 
+from influence_aug.data import Images
 from influence_aug.estimator import *
 from influence_aug.head import frozen
 from influence_aug.learner import *
@@ -187,3 +190,40 @@ def test_the_best_is_judged_as_the_model_sees_it(splits):
     x = splits.labelled.x[:8].float()/255
     best = cb.best(small_cnn(), x, splits.labelled.y[:8])
     assert torch.equal(best, x*.5) and torch.allclose(seen[0], (x.repeat(2, 1, 1, 1)*.5-.3)/.5)
+
+
+def shifts_of(x):
+    "How many different columns the white stripe of each image starts at."
+    return x[:, 0, 0].argmax(1).unique().numel()
+
+
+def test_torchvision_transforms_draw_for_each_image(splits):
+    "On a batch they would draw once, and the hardest of four would be one of four for all."
+    stripe = torch.zeros(64, 1, 28, 28)
+    stripe[..., 10:18] = 1
+    shift = v2.RandomAffine(0, translate=(.3, 0))
+    assert shifts_of(shift(stripe)) == 1
+    seen = []
+
+    class Look(Callback):
+        order = 100
+        def after_pred(self): seen.append(shifts_of(self.x.as_subclass(torch.Tensor)))
+
+    data = Images((255*stripe).byte(), torch.arange(64)%10, splits.labelled.vocab)
+    dls = tensor_dls(data, data, 64, 1, device='cpu')
+    for cb in (Augment(shift, p=1), BestOf(Augment(shift, p=1)), BestOf([shift])):
+        seen.clear()
+        with Learner(dls, Flat(), F.cross_entropy, cbs=[cb, Look()]).no_bar() as learn: learn.fit(1)
+        assert seen[0] > 5, cb
+
+
+@pytest.mark.parametrize('make, error, words', [
+    (lambda s: train_classifier(s, lambda x: x), TypeError, r'cbs holds a function: expected callbacks; a policy becomes one by Augment\(policy\)'),
+    (lambda s: train_classifier(s, [Augment(lambda x: x), Flat()]), TypeError, 'cbs holds a Flat: expected callbacks'),
+    (lambda s: Augment('crop'), TypeError, 'policy is a str: expected a function'),
+    (lambda s: BestOf(Augment(lambda x: x), k=0), ValueError, 'k=0: expected 1 or more'),
+    (lambda s: train_classifier(s, Augment(lambda x: x[:, :, 1:]), steps=1, epochs=1), ValueError, r'\(\d+, 1, 28, 28\) into \(\d+, 1, 27, 28\): expected the same shape'),
+    (lambda s: train_classifier(s, BestOf(lambda x: x*255), steps=1, epochs=1), ValueError, 'values from 0 to 255: expected images in'),
+])
+def test_what_is_no_policy(splits, make, error, words):
+    with pytest.raises(error, match=words): make(splits)
