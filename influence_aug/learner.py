@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adam', 'TensorDL', 'tensor_dls', 'WGANCallback', 'wgan_loss', 'linear_decay', 'random_state', 'set_random_state',
-           'Checkpoint', 'plain_state', 'described', 'train_generator', 'unlabelled', 'images_print', 'ShowGenerator',
+           'Checkpoint', 'plain_state', 'unlabelled', 'images_print', 'described', 'train_generator', 'ShowGenerator',
            'Augment', 'small_cnn', 'train_classifier', 'check_callbacks', 'ReadOnlyValidation', 'train_estimator',
            'Guard', 'Trajectory', 'BestOf']
 
@@ -179,6 +179,15 @@ def read(self:Checkpoint):
     if other: raise ValueError(f"{self.path} is the checkpoint of another run ({'; '.join(other)}): delete it, or choose another path.")
     return saved
 
+# %% ../nbs/06_learner.ipynb #b37b74e0
+def unlabelled(x):
+    "`Images` of uint8 pixels `x` (n, c, size, size), for networks that do not look at labels: theirs mean nothing."
+    return Images(x, torch.arange(len(x))%2, ('no','label'))
+
+def images_print(images):
+    "Number, shape and sum of `images`, to tell one set from another."
+    return f'{len(images)} of {tuple(images.x.shape[1:])}, sum {images.x.sum(dtype=torch.int64).item()}'
+
 # %% ../nbs/06_learner.ipynb #0c4e0385
 def described(setting):
     "A setting as text that is the same in every process."
@@ -214,14 +223,6 @@ def train_generator(
     learn = Learner(dls, G, wgan_loss(wgan, identity_weight), opt_func=adam(.5,.9), lr=lr, wd=0., cbs=cbs, metrics=metrics)
     learn.fit(epochs, cbs=ParamScheduler({'lr': lambda pos: lr*linear_decay(pos)}))
     return learn
-
-def unlabelled(x):
-    "`Images` of uint8 pixels `x` (n, c, size, size), for networks that do not look at labels: theirs mean nothing."
-    return Images(x, torch.arange(len(x))%2, ('no','label'))
-
-def images_print(images):
-    "Number, shape and sum of `images`, to tell one set from another."
-    return f'{len(images)} of {tuple(images.x.shape[1:])}, sum {images.x.sum(dtype=torch.int64).item()}'
 
 # %% ../nbs/06_learner.ipynb #f93b943d
 class ShowGenerator(Callback):
