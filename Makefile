@@ -32,7 +32,7 @@ test: .venv/.dev
 	@echo "2 of 3: every notebook, from a clean kernel"
 	@$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/test_notebooks.py
 	@echo "3 of 3: tests/"
-	@$(QUIET) $(BIN)/python -m pytest -q tests --ignore=tests/test_notebooks.py
+	@$(QUIET) $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=8 tests --ignore=tests/test_notebooks.py
 
 lab: .venv/.dev
 	@$(BIN)/jupyter lab nbs

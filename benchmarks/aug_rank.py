@@ -82,7 +82,7 @@ def rank(seed):
     loss = read_results(RETRAINED).query('seed == @seed').groupby('candidate').loss
     changes, repeats = loss.mean()-loss.mean()['none'], loss.count()
     model = trained([], splits, seed, 0).model
-    table = rank_augmentations(model, splits.labelled, splits.steer, CANDIDATES, seed=seed)
+    table = rank_augmentations(model, splits.labelled, splits.steer, CANDIDATES, seed=seed).drop(columns='verdict').rename(columns=dict(low='refit_low', high='refit_high'))
     table['refit_half'] = rank_augmentations(model, splits.labelled, splits.steer, CANDIDATES, share=.5, seed=seed).predicted
     table['unfitted'] = unfitted(model, splits, seed)
     for name, row in table.iterrows():
