@@ -109,6 +109,10 @@ def test_nothing_unrendered_is_left(pages):
     assert {(name, m[0]) for name,page in pages.items() for m in [left.search(''.join(page.text))] if m} == set()
 
 
+def test_signatures_hold_no_links_in_markdown(docs):
+    for p in docs.glob('*.html'): assert not re.search(r'# [^<\n]*\]\([\w.#]+\)', p.read_text(encoding='utf-8')), p.name
+
+
 def visit(browser, address, name, **kwargs):
     "Page `name` in a new window, and what went wrong while it loaded."
     window = browser.new_page(**kwargs)

@@ -48,10 +48,11 @@ def mixed(source):
 
 def relink(text):
     """Links by the names that pages get: `01c_influence.html` becomes `influence.html`. None to sources while they have no address;
-    no words nobody wrote, no addresses in memory."""
+    no words nobody wrote, no addresses in memory, no links within the code of a signature."""
     text = re.sub(r'\[source\]\(/blob/[^)]*\)\{.*?\}\\n', r'\\n', text)
     text = text.replace('*Call self as a function.*', '')
     text = re.sub(r'(?:functools\.)?(partial\()?<function (\w+) at 0x[0-9a-f]+>', r'\1\2', text)
+    text = re.sub(r'^ *"    [^"\n]*, # .*$', lambda m: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', m[0]), text, flags=re.M)
     return re.sub(r'(\]\(|href=\\")/*(?:\d+[a-z]?_)?(\w+\.html)', r'\1\2', text)
 
 
