@@ -1,4 +1,5 @@
 """Links to the repository: to Colab and to sources once settings.ini has an address, none before."""
+import importlib.util
 import json
 import os
 import re
@@ -58,6 +59,7 @@ def test_cleaning_and_export_leave_the_links(tree):
     assert notebooks(tree) == before
 
 
+@pytest.mark.skipif(not (shutil.which('quarto') or importlib.util.find_spec('smalldocs')), reason='the site needs smalldocs (Python 3.11 or newer) or Quarto')
 def test_site_links_to_sources_and_colab(tree):
     tool(tree, 'docs.py')
     page = (tree/'_docs'/'toy.html').read_text(encoding='utf-8')
