@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
-# Memory freed by one step is kept for the next: where page faults are dear, training is up to several times faster.
+# Memory freed by one step is kept for the next, which spares page faults.
 MEMORY = MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 QUIET = PYTHONWARNINGS=ignore::FutureWarning $(MEMORY)
 

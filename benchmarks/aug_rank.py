@@ -17,9 +17,8 @@ import torch
 from torchvision.transforms import v2
 
 from influence_aug.data import append_row, draw_splits, mnist, read_results
-from influence_aug.influence import Influence, rank_augmentations
+from influence_aug.influence import Influence, per_image, rank_augmentations
 from influence_aug.learner import Augment, TensorDL, train_classifier
-from influence_aug.policies import per_image
 
 CANDIDATES = {
     'shift 2 px':  v2.RandomAffine(0, translate=(2/28, 2/28)),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FeatureBatches', 'HeadProblem', 'LayersProblem', 'Report', 'check_data', 'plain', 'n_outputs', 'Influence',
-           'Augmented', 'check_augmented', 'as_policy', 'rank_augmentations', 'check_candidates', 'plot_ranking']
+           'Augmented', 'check_augmented', 'as_policy', 'per_image', 'rank_augmentations', 'check_candidates',
+           'plot_ranking']
 
 # %% ../nbs/01c_influence.ipynb #e11b86e2
 import time, warnings
@@ -324,7 +325,11 @@ def check_augmented(x, new):
 
 def as_policy(f):
     "A function on batches; a torchvision v2 transform is called on each image, since on a batch it would draw once for all."
-    return (lambda x: torch.stack([f(o) for o in x])) if isinstance(f, v2.Transform) else f
+    return per_image(f) if isinstance(f, v2.Transform) else f
+
+def per_image(transform):
+    "A policy that calls the torchvision `transform` on each image of a batch (n, c, h, w) in [0, 1]."
+    return lambda x: torch.stack([transform(o) for o in x])
 
 # %% ../nbs/01c_influence.ipynb #66fe4a3d
 def rank_augmentations(
@@ -338,7 +343,6 @@ def rank_augmentations(
     seed=0, bs=256,
 ):
     "Predicted change of validation loss for each candidate, best first, with its 95% interval from `low` to `high`: by re-fitting the head to originals and a `share` of augmented copies, and to first order."
-    check_module(model)
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
     check_candidates(candidates, Batches(train, bs))
     infl = Influence(model, train, valid, l2=l2, bs=bs).fit()

@@ -323,9 +323,11 @@ def train_classifier(
 
 def check_callbacks(cbs):
     "Raise `TypeError` for what is no fastai callback, such as a policy by itself."
-    for o in cbs if isinstance(cbs, (list,tuple,L)) else [] if cbs is None else [cbs]:
+    for o in _listed(cbs):
         if not (isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback)):
             raise TypeError(f"cbs holds a {type(o).__name__}: expected callbacks; a policy becomes one by Augment(policy) or BestOf(policy).")
+
+def _listed(o): return list(o) if isinstance(o, (list,tuple,L)) else [] if o is None else [o]
 
 # %% ../nbs/06_learner.ipynb #2146aef6
 class ReadOnlyValidation(Callback):
@@ -431,8 +433,7 @@ class BestOf(Augment):
         value=max_loss,         # `value(model, x, y)` rates each image, shape (n,)
     ):
         if k<1: raise ValueError(f"k={k}: expected 1 or more versions of each image, such as 4.")
-        augments = augments if isinstance(augments, (list,tuple,L)) else [augments]
-        self.augments,self.k,self.value = [o if isinstance(o, Augment) else Augment(o) for o in augments],k,value
+        self.augments,self.k,self.value = [o if isinstance(o, Augment) else Augment(o) for o in _listed(augments)],k,value
 
     def place(self, device):
         for o in self.augments: o.place(device)

@@ -19,16 +19,14 @@ def cells(cfg, name):
             dict(cell_type='code', execution_count=None, id=f'{MARK}-install', metadata={}, outputs=[], source=install.splitlines(True))]
 
 
-def main(root=ROOT):
+def main():
     config = ConfigParser(delimiters=['='])
-    config.read(root/'settings.ini', encoding='utf-8')
-    for path in sorted((root/'nbs').glob('*.ipynb')):
-        old = path.read_text(encoding='utf-8')
-        nb = json.loads(old)
-        kept = [c for c in nb['cells'] if not c['id'].startswith(f'{MARK}-')]
+    config.read(ROOT/'settings.ini', encoding='utf-8')
+    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        before, kept = nb['cells'], [c for c in nb['cells'] if not c['id'].startswith(f'{MARK}-')]
         nb['cells'] = kept[:1] + cells(config['DEFAULT'], path.stem) + kept[1:]
-        new = json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=False) + '\n'
-        if json.loads(old) != nb: path.write_text(new, encoding='utf-8')
+        if nb['cells'] != before: path.write_text(json.dumps(nb, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main()
