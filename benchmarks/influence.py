@@ -3,7 +3,7 @@
     python benchmarks/influence.py                # every check that has no row yet
     python benchmarks/influence.py head speed     # only these: head, wide, peers, ekfac, convex, cnn, speed, scaling
 
-MNIST, seed 0, 600 labels unless a check says otherwise. Peers (pyDVL, curvlinops, dattri, kronfluence) are measured if they are installed.
+MNIST, seed 0, 600 labels unless a check says otherwise. Peers (pyDVL, curvlinops, dattri, kronfluence) are _measured if they are installed.
 Samples that were retrained go to results/influence_retrained.csv, the scaling curve to results/influence_scaling.csv.
 """
 import argparse
@@ -23,11 +23,15 @@ from torch import nn
 from torch.func import grad, hessian, vmap
 from torchvision.transforms import v2
 
-from influence_aug.data import append_row, draw_splits, mnist, per_class, read_results
-from influence_aug.head import conjugate_gradient, features, fit_head, head_grad, head_hessian, head_loss, head_product, kronecker_inverse, sample_values, solve_head_by_products, split_head, validation_direction
-from influence_aug.influence import Influence
-from influence_aug.learner import small_cnn, train_classifier
-from influence_aug.solvers import Batches, Curvature, FlatModel, cg, hessian_of, hvp, lissa
+from influence_aug.augment.classifier import small_cnn, train_classifier
+from influence_aug.core.batches import Batches
+from influence_aug.core.data import draw_splits, per_class
+from influence_aug.core.datasets import mnist
+from influence_aug.influence.head import (features, fit_head, head_grad, head_hessian, head_hvp, head_loss, kronecker_inverse,
+                                          sample_values, solve_head_by_cg, split_head, validation_ihvp)
+from influence_aug.influence.influence import Influence
+from influence_aug.influence.solvers import Curvature, FlatModel, cg, conjugate_gradient, hessian_of, hvp, lissa
+from influence_aug.studies.results import append_rows, read_results
 
 CHECKS, RETRAINED, SCALING = 'results/influence.csv', 'results/influence_retrained.csv', 'results/influence_scaling.csv'
 L2 = 1e-2
@@ -39,7 +43,7 @@ def command(): return 'python benchmarks/influence.py '+' '.join(sys.argv[1:])
 def record(check, value, target='', note=''):
     if done(check): return
     print(f'{check}: {value:.4g} {target} {note}', flush=True)
-    append_row(CHECKS, check=check, value=f'{value:.6g}', target=target, note=note, machine=f'{torch.get_num_threads()} CPU thread', command=command())
+    append_rows(CHECKS, [dict(check=check, value=f'{value:.6g}', target=target, note=note, machine=f'{torch.get_num_threads()} CPU thread', command=command())])
 
 
 def done(check):
@@ -66,11 +70,11 @@ def head_problem():
     "Features of F for 600 training and 2,500 validation digits, and its re-fitted head, in float64."
     splits, model = classifier()
     body, _ = split_head(model)
-    (h, y), (h_val, y_val) = ((features(body, d.x.float()/255).double(), d.y) for d in (splits.labelled, splits.steer))
+    (h, y), (h_val, y_val) = ((features(body, d.x.float()/255).double(), d.y) for d in (splits.labelled, splits.tune))
     return h, y, h_val, y_val, fit_head(h, y, 10, L2).W
 
 
-def curvature(W, h, y): return Curvature(lambda v, h, y: head_product(v.view_as(W), W, h).flatten(), Batches((h, y)), L2, W.numel())
+def curvature(W, h, y): return Curvature(lambda v, h, y: head_hvp(v.view_as(W), W, h).flatten(), Batches((h, y)), L2, W.numel())
 
 
 def head():
@@ -79,7 +83,7 @@ def head():
     dense = hessian(lambda w: head_loss(w.view_as(W), h, y, L2))(W.flatten())
     record('head_exact_err', (head_hessian(W, h, L2)-dense).abs().max().item(), '<= 1e-10', "largest difference to autograd's dense Hessian, 650 parameters, float64")
     infl = Influence(nn.Linear(h.shape[1], 10).double(), (h, y), (h_val, y_val), l2=L2).fit()
-    record('fd_err', max(abs(infl.up(h[i:i+1], y[i:i+1]).item()-by_differences(i, h, y, h_val, y_val, W)) for i in range(10)), '<= 1e-5', 'I_up of 10 samples against central differences of re-fitted heads, eps 1e-5')
+    record('fd_err', max(abs(infl.upweighting(h[i:i+1], y[i:i+1]).item()-by_differences(i, h, y, h_val, y_val, W)) for i in range(10)), '<= 1e-5', 'I_up of 10 samples against central differences of re-fitted heads, eps 1e-5')
     b, A = head_grad(W, h_val, y_val).flatten(), curvature(W, h, y)
     s = torch.linalg.solve(dense, b)
     M = kronecker_inverse(W, [(h, y)], L2)
@@ -110,7 +114,7 @@ def wide():
     h, y = features(body, splits.labelled.x.float()/255).double(), splits.labelled.y
     for l2 in (1e-2, 1e-3):
         W = fit_head(h, y, 10, l2).W
-        A, b = lambda V: head_product(V, W, h)+l2*V, head_grad(W, features(body, splits.steer.x.float()/255).double(), splits.steer.y)
+        A, b = lambda V: head_hvp(V, W, h)+l2*V, head_grad(W, features(body, splits.tune.x.float()/255).double(), splits.tune.y)
         for name, M in [('plain', None), ('kronecker', kronecker_inverse(W, [(h, y)], l2))]:
             record(f'cg_steps_512_{name}_{l2:g}', conjugate_gradient(A, b, 1e-6, precondition=M).steps, '', f'products to residual 1e-6 with 512 features, l2 {l2:g}')
 
@@ -133,13 +137,13 @@ def ekfac():
     "Values of 600 samples by kronfluence's EK-FAC approximation of the same matrix, against the exact ones."
     from tempfile import TemporaryDirectory
     h, y, h_val, y_val, W = head_problem()
-    exact = sample_values(validation_direction(W, h, y, h_val, y_val, L2), W, h, y)
+    exact = sample_values(validation_ihvp(W, h, y, h_val, y_val, L2), W, h, y)
     start = time.time()
     try:
         with TemporaryDirectory() as folder: found = values_kronfluence(nn.Sequential(as_linear(W)), (h, y), (h_val, y_val), folder)
     except ImportError as e: return print(f'kronfluence is not installed ({e})')
     seconds = time.time()-start
-    ours, = median_seconds(lambda: sample_values(validation_direction(W, h, y, h_val, y_val, L2), W, h, y), repeats=5)
+    ours, = median_seconds(lambda: sample_values(validation_ihvp(W, h, y, h_val, y_val, L2), W, h, y), repeats=5)
     record('values_kronfluence', pearsonr(found, exact)[0], '', f'Pearson r with the exact values of 600 samples through the head; {seconds:.1f} s with its files, ours exactly in {ours:.3f} s')
 
 
@@ -216,7 +220,7 @@ def convex(n=1000, samples=60):
         for k, i in enumerate(chosen):
             h, labels = changed(i, kind)
             actual.append((head_loss(fit_head(h, labels, 10, L2*n/len(h), W).W, x_val, y_val)-head_loss(W, x_val, y_val)).item())
-            append_row(RETRAINED, experiment='convex', kind=kind, sample=i, first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(), actual=actual[-1], command=command())
+            append_rows(RETRAINED, [dict(experiment='convex', kind=kind, sample=i, first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(), actual=actual[-1], command=command())])
         note = f'Pearson r, 14x14 pixels, n {n}, l2 {L2}, {samples} samples'+', +-30 degrees and +-3 pixels'*(kind == 'replaced')
         record(check, pearsonr(predicted[kind], actual)[0], f'>= {target}', f"newton_if_{kind}: one step with the sample's own curvature; "+note)
         record(f'{check}_first_order', pearsonr(first_order[kind], actual)[0], f'>= {target}', f'change_if_{kind}; '+note)
@@ -240,7 +244,7 @@ def cnn(samples=40):
     "All layers of a small smooth network, retrained from its own parameters under a proximal term that makes the minimum unique."
     splits = draw_splits(source(), frac=.01, seed=0)
     pixels = lambda x: (F.avg_pool2d(x.double()/255, 2)-.13)/.3
-    valid = splits.steer[torch.randperm(len(splits.steer), generator=torch.Generator().manual_seed(0))[:1000]]
+    valid = splits.tune[torch.randperm(len(splits.tune), generator=torch.Generator().manual_seed(0))[:1000]]
     torch.manual_seed(2)
     x, y, x_val, y_val, x_aug = pixels(splits.labelled.x), splits.labelled.y, pixels(valid.x), valid.y, pixels(rotated(splits.labelled.x))
     model = train_to_rest(tanh_cnn, x, y)
@@ -269,7 +273,7 @@ def cnn(samples=40):
             exact_H = H-hessian_of_one(x, i)+(hessian_of_one(x_aug, i) if new else 0)
             actual.append((L_val(t)-base).item())
             newton.append((L_val(theta-torch.linalg.solve(exact_H, grad(objective)(theta)))-base).item())
-            append_row(RETRAINED, experiment='cnn', kind=kind, sample=i, first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(), exact_newton=newton[-1], actual=actual[-1], exact_smallest_eigenvalue=torch.linalg.eigvalsh(exact_H)[0].item(), gradient_left=left_over, moved=(t-theta).norm().item(), command=command())
+            append_rows(RETRAINED, [dict(experiment='cnn', kind=kind, sample=i, first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(), exact_newton=newton[-1], actual=actual[-1], exact_smallest_eigenvalue=torch.linalg.eigvalsh(exact_H)[0].item(), gradient_left=left_over, moved=(t-theta).norm().item(), command=command())])
         note = f'{len(theta)} parameters, validation accuracy {accuracy:.3f}, l2 {CNN_L2}, d {PROXIMAL}, gradient left {left.norm():.1e}, smallest eigenvalue of H + dI {torch.linalg.eigvalsh(H)[0]:.1e}'
         for name, p, t, what in [('', predicted[kind], target, f"newton_if_{kind}: one step with the sample's own Gauss-Newton curvature"), ('_first_order', first_order[kind], target, f'change_if_{kind}'),
                                  ('_exact_newton', torch.tensor(newton), '', f'one step with the exact Hessian of the changed loss; Spearman {spearmanr(newton, actual)[0]:.3f}')]:
@@ -324,8 +328,8 @@ def speed():
     x, y = splits.unlabelled.x[:256].float()/255, splits.unlabelled.y[:256]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        all_layers = Influence(model, splits.labelled, splits.steer[:256], params='all', solver=functools.partial(cg, max_steps=2)).fit()
-    head_only = Influence(model, splits.labelled, splits.steer, l2=L2).fit()
+        all_layers = Influence(model, splits.labelled, splits.tune[:256], params='all', solver=functools.partial(cg, max_steps=2)).fit()
+    head_only = Influence(model, splits.labelled, splits.tune, l2=L2).fit()
     def forward():
         with torch.no_grad(): F.cross_entropy(model(x), y, reduction='none')
     f, a, h = median_seconds(forward, lambda: all_layers.values(x, y), lambda: head_only.values(x, y))
@@ -333,15 +337,15 @@ def speed():
     record('values_all_forwards', a/f, '<= 4', note)
     record('values_head_forwards', h/f, '<= 1.05', note)
     h, y, h_val, y_val, W = head_problem()
-    s = validation_direction(W, h, y, h_val, y_val, L2)
+    s = validation_ihvp(W, h, y, h_val, y_val, L2)
     b, model, order = head_grad(W, h_val, y_val), as_linear(W), as_linear_order(W)
-    solve = lambda rtol: solve_head_by_products(W, [(h, y)], L2, b, rtol, preconditioner=None).x
+    solve = lambda rtol: solve_head_by_cg(W, [(h, y)], L2, b, rtol, preconditioner=None).x
     for name, make in [('pydvl', cg_pydvl), ('curvlinops', cg_curvlinops)]:
         try: peer = {rtol: make(model, h, y, b.flatten()[order], rtol) for rtol in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)}
         except ImportError as e: print(f'{name} is not installed ({e})'); continue
         error, rtol = first_below(2e-4, {k: relative(f(), s.flatten()[order]) for k, f in peer.items()})
         own_error, own = first_below(error, {k: relative(solve(k), s) for k in (1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 1e-7, 1e-9, 1e-11)})
-        ours, exactly, theirs = median_seconds(lambda: solve(own), lambda: validation_direction(W, h, y, h_val, y_val, L2), peer[rtol], repeats=9)
+        ours, exactly, theirs = median_seconds(lambda: solve(own), lambda: validation_ihvp(W, h, y, h_val, y_val, L2), peer[rtol], repeats=9)
         record(f'speed_head_vs_{name}', theirs/ours, '>= 15', f'their CG {1e3*theirs:.1f} ms to error {error:.1e} (rtol {rtol:g}, the loosest below 2e-4), ours {1e3*ours:.1f} ms to {own_error:.1e}; 600 x 64 features, l2 {L2}, float64, median of 9 interleaved')
         record(f'speed_head_exact_vs_{name}', theirs/exactly, '', f'the same against our exact solution, {1e3*exactly:.1f} ms with gradient and Hessian')
 
@@ -384,9 +388,9 @@ def scale_one(kind, n):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = small_cnn().eval() if kind == 'head' else nn.Sequential(nn.AvgPool2d(2), tanh_cnn().float(), nn.Identity())[:2]
-        fit = {'head': lambda train: Influence(model, train, splits.steer).fit(),
-               'all': lambda train: Influence(model, train, splits.steer, params='all', solver=functools.partial(cg, max_steps=5)).fit()}[kind]
+        model = small_cnn(1, 10).eval() if kind == 'head' else nn.Sequential(nn.AvgPool2d(2), tanh_cnn().float(), nn.Identity())[:2]
+        fit = {'head': lambda train: Influence(model, train, splits.tune).fit(),
+               'all': lambda train: Influence(model, train, splits.tune, params='all', solver=functools.partial(cg, max_steps=5)).fit()}[kind]
         fit(splits.labelled)
         before, start = peak(), time.time()
         fit(train)
@@ -400,7 +404,7 @@ def scaling():
             if scaled(kind, n): continue
             out = subprocess.run([sys.executable, __file__, 'scale_one', '--kind', kind, '--n', str(n)], capture_output=True, text=True, check=True).stdout
             seconds, memory, before = (float(o) for o in out.split()[-3:])
-            append_row(SCALING, params=kind, n=n, fit_seconds=seconds, peak_mib=memory, peak_before_mib=before, command=command())
+            append_rows(SCALING, [dict(params=kind, n=n, fit_seconds=seconds, peak_mib=memory, peak_before_mib=before, command=command())])
         (t0, m0), (t1, m1) = scaled(kind, 10_000), scaled(kind, 100_000)
         record(f'scaling_{kind}_seconds', t1/t0/10, '1 is linear', 'seconds at 100,000 samples over seconds at 10,000, divided by ten')
         record(f'scaling_{kind}_memory', m1-m0, 'flat', f'MiB of peak memory at 100,000 samples more than at 10,000 (about {m0:.0f}, most of it torch and MNIST)')

@@ -3,8 +3,8 @@
     python benchmarks/warp.py
 
 128 MNIST digits of the embedded sample, one CPU thread, float32. `ours` and `peer` are medians in milliseconds over 30 alternating calls, `ratio` is
-ours over peer (below 1: ours is faster), `difference` the largest difference of a pixel inside the border where both compute the same. kornia is measured if
-it is installed (`pip install kornia`); the library does not need it. Rows that are there already are not measured again.
+ours over peer (below 1: ours is faster), `difference` the largest difference of a pixel inside the border where both compute the same. kornia is _measured if
+it is installed (`pip install kornia`); the library does not need it. Rows that are there already are not _measured again.
 """
 import math
 import statistics
@@ -16,11 +16,12 @@ import torchvision
 import torchvision.transforms.v2.functional as TF
 from torchvision.transforms import v2
 
-from influence_aug.data import append_row, mnist_sample, read_results
-from influence_aug.estimator import load_generator
-from influence_aug.learner import small_cnn
-from influence_aug.transforms import pixel_grid, random_affine_flow, recolor, warp
-from influence_aug.wgan import tau_uniform
+from influence_aug.augment.augmenter import load_generator
+from influence_aug.augment.classifier import small_cnn
+from influence_aug.augment.transforms import pixel_grid, random_affine_flow, recolor, warp
+from influence_aug.augment.wgan import tau_uniform
+from influence_aug.core.datasets import mnist_sample
+from influence_aug.studies.results import append_rows, read_results
 
 RESULTS, N, SIZE = 'results/speed.csv', 128, 28
 
@@ -42,8 +43,8 @@ def compare(what, ours, peer, peer_name, same=None):
     a, b = milliseconds(ours, peer)
     difference = '' if same is None else f'{(same[0]-same[1])[..., 2:-2, 2:-2].abs().max().item():.1e}'
     print(f'{what}: ours {a:.2f} ms, {peer_name} {b:.2f} ms, ratio {a/b:.2f}, difference {difference}', flush=True)
-    append_row(RESULTS, what=what, ours=f'{a:.3f}', peer=f'{b:.3f}', ratio=f'{a/b:.3f}', difference=difference, unit='ms', n=N, peer_name=peer_name,
-               machine='1 CPU thread', command='python benchmarks/warp.py')
+    append_rows(RESULTS, [dict(what=what, ours=f'{a:.3f}', peer=f'{b:.3f}', ratio=f'{a/b:.3f}', difference=difference, unit='ms', n=N, peer_name=peer_name,
+               machine='1 CPU thread', command='python benchmarks/warp.py')])
 
 
 def rotation_flow(angle):
@@ -80,7 +81,7 @@ def against_kornia(x, angle, shift):
 
 def generator_against_classifier(x):
     "What an augmented batch costs, beside the forward pass of the classifier that will see it."
-    G, F, tau = load_generator('mnist').eval(), small_cnn().eval(), tau_uniform(N)
+    G, F, tau = load_generator('mnist').eval(), small_cnn(1, 10).eval(), tau_uniform(N)
     compare('G: τ to filters, flow and warped images, vs one forward pass of F', lambda: G(x, tau), lambda: F(x), 'small_cnn')
     flow, (c_w, c_b) = G.spatial(tau), G.appearance(tau)
     compare('only the warp and the colour filter, vs one forward pass of F', lambda: recolor(warp(x, flow), c_w, c_b), lambda: F(x), 'small_cnn')

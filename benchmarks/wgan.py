@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 
-from influence_aug.data import *
-from influence_aug.estimator import load_generator
-from influence_aug.transforms import *
-from influence_aug.wgan import *
+from influence_aug.augment.augmenter import load_generator
+from influence_aug.augment.transforms import *
+from influence_aug.augment.wgan import *
+from influence_aug.core.datasets import mnist_sample
+from influence_aug.studies.results import append_rows
 
 COMMAND = 'python benchmarks/wgan.py'
 
@@ -51,6 +52,6 @@ def main(results:str='results/speed.csv'): # Where the rows go
     if (old := pd.read_csv(results)).command.eq(COMMAND).any(): old[~old.command.eq(COMMAND)].to_csv(results, index=False)
     for what, (peer_name, peer) in CHOICES.items():
         ours, theirs = (min(f() for _ in range(2)) for f in (game, lambda: game(**peer)))
-        append_row(results, what=f'a step of the game: {what}', ours=round(ours, 1), peer=round(theirs, 1), ratio=round(ours/theirs, 3), unit='ms', n=16, peer_name=peer_name,
-                   machine='1 CPU thread' if 'thread' not in what else '1 or 2 CPU threads', command=COMMAND)
+        append_rows(results, [dict(what=f'a step of the game: {what}', ours=round(ours, 1), peer=round(theirs, 1), ratio=round(ours/theirs, 3), unit='ms', n=16, peer_name=peer_name,
+                   machine='1 CPU thread' if 'thread' not in what else '1 or 2 CPU threads', command=COMMAND)])
         print(f'{what:40}{ours:8.1f}   {peer_name:50}{theirs:8.1f}   {ours/theirs:.2f}')

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from influence_aug.data import draw_splits, mnist_sample
+from influence_aug.core.data import draw_splits
+from influence_aug.core.datasets import mnist_sample
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)

@@ -11,10 +11,13 @@ from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transform
 from hypothesis import given, strategies as st
 from torchvision.io import write_png
 
-from influence_aug import data
-from influence_aug.data import *
+from influence_aug.core.data import *
+from influence_aug.core.datasets import *
+from influence_aug.studies.results import append_rows, read_results
+from influence_aug.core.data import stratified_halves
+from influence_aug.core.datasets import _SAMPLE, _SAMPLE_SHA256, _read_checked
 
-ROLES = 'labelled unlabelled steer watch test'.split()
+ROLES = 'labelled unlabelled tune holdout test'.split()
 
 
 def digits_folder(path, images, n):
@@ -30,13 +33,13 @@ def test_splits_are_balanced_disjoint_and_complete(sample, per, seed):
     assert s.labelled.counts().tolist() == [per]*10
     ids = torch.cat([getattr(s, k).ids for k in ROLES])
     assert ids.unique().numel() == len(ids) == 10_000
-    assert (s.steer.counts()-s.watch.counts()).abs().max() <= 1
+    assert (s.tune.counts()-s.holdout.counts()).abs().max() <= 1
 
 
 @given(counts=st.lists(st.integers(1, 40), min_size=2, max_size=6), seed=st.integers(0, 99))
 def test_halves_are_as_balanced_as_can_be(counts, seed):
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    a, b = halves(y, seed)
+    a, b = stratified_halves(y, seed)
     assert sorted(torch.cat([a, b]).tolist()) == list(range(len(y)))
     assert abs(len(a)-len(b)) <= 1
     for k in range(len(counts)): assert abs(int((y[a] == k).sum())-int((y[b] == k).sum())) <= 1
@@ -53,11 +56,11 @@ def test_impossible_numbers_of_labels(sample, n):
 
 
 def test_damaged_sample_is_refused(tmp_path):
-    bytes = bytearray(data.SAMPLE.read_bytes())
+    bytes = bytearray(_SAMPLE.read_bytes())
     bytes[1000] ^= 1
     (tmp_path/'bad.npz').write_bytes(bytes)
-    with pytest.raises(ValueError, match='the file is damaged'): read_checked(tmp_path/'bad.npz', data.SAMPLE_SHA256)
-    with pytest.raises(FileNotFoundError, match='reinstall'): read_checked(tmp_path/'none.npz', data.SAMPLE_SHA256)
+    with pytest.raises(ValueError, match='the file is damaged'): _read_checked(tmp_path/'bad.npz', _SAMPLE_SHA256)
+    with pytest.raises(FileNotFoundError, match='reinstall'): _read_checked(tmp_path/'none.npz', _SAMPLE_SHA256)
 
 
 def test_sample_comes_from_the_right_parts_of_mnist(sample):
@@ -138,7 +141,7 @@ def test_plain_dataloaders_and_their_mistakes(sample):
 
 
 def add_rows(path, who):
-    for i in range(5): append_row(path, who=who, i=i)
+    for i in range(5): append_rows(path, [dict(who=who, i=i)])
 
 
 def test_rows_from_several_processes(tmp_path):
@@ -152,19 +155,19 @@ def test_rows_from_several_processes(tmp_path):
 
 def test_old_numbers_are_kept_letter_by_letter(tmp_path):
     (tmp_path/'r.csv').write_text('a,b,command\n0.10,1e-3,x\n')
-    append_row(tmp_path/'r.csv', a=2, c=3, command='y')
+    append_rows(tmp_path/'r.csv', [dict(a=2, c=3, command='y')])
     assert (tmp_path/'r.csv').read_text().splitlines()[1].startswith('0.10,1e-3,,x')
     with pytest.raises(FileNotFoundError, match='run the command'): read_results(tmp_path/'none.csv')
 
 
 def test_a_killed_append_leaves_the_file_whole(tmp_path):
-    append_row(tmp_path/'r.csv', a=1)
-    code = ('import os, pandas as pd; from influence_aug.data import append_row\n'
+    append_rows(tmp_path/'r.csv', [dict(a=1)])
+    code = ('import os, pandas as pd; from influence_aug.studies.results import append_rows\n'
             'old = pd.DataFrame.to_csv\n'
             'def dies(self, path, **kw): old(self, path, **kw); os.kill(os.getpid(), 9)\n'
-            f'pd.DataFrame.to_csv = dies; append_row({str(tmp_path/"r.csv")!r}, a=2)')
+            f'pd.DataFrame.to_csv = dies; append_rows({str(tmp_path/"r.csv")!r}, [dict(a=2)])')
     assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code]).returncode == -9
-    append_row(tmp_path/'r.csv', a=3)
+    append_rows(tmp_path/'r.csv', [dict(a=3)])
     assert read_results(tmp_path/'r.csv').a.tolist() == [1, 3]
 
 

@@ -4,10 +4,14 @@ from hypothesis import given, strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from influence_aug.estimator import *
-from influence_aug.head import *
-from influence_aug.learner import small_cnn
-from influence_aug.transforms import Generator
+from influence_aug.augment.augmenter import *
+from influence_aug.augment.augmenter import _GENERATORS, _checksum
+from influence_aug.augment.classifier import small_cnn
+from influence_aug.augment.objectives import *
+from influence_aug.augment.transforms import Generator
+from influence_aug.influence.head import *
+from influence_aug.influence.head import with_bias
+from influence_aug.influence.solvers import *
 
 KINDS_OF_E = [Estimator, StochasticEstimator, SharedEstimator, RandomEstimator]
 
@@ -39,16 +43,16 @@ def test_files_that_are_not_augmenters(tmp_path):
     with pytest.raises(FileNotFoundError, match='train and save'): Augmenter.load(tmp_path/'none.safetensors')
     save_file({'w': torch.zeros(2)}, tmp_path/'other.safetensors')
     with pytest.raises(ValueError, match='no list of modules'): Augmenter.load(tmp_path/'other.safetensors')
-    save_modules(tmp_path/'g.safetensors', dict(generator=Generator()))
+    save_modules(tmp_path/'g.safetensors', dict(generator=Generator(1, 28)))
     with pytest.raises(ValueError, match='expected a generator and an estimator'): Augmenter.load(tmp_path/'g.safetensors')
     with pytest.raises(ValueError, match='in the package'): load_generator('nobody')
 
 
 @pytest.mark.parametrize('name,channels,size', [('mnist', 1, 28), ('cifar10', 3, 32)])
 def test_generators_in_the_package(name, channels, size):
-    parts, info = load_modules(GENERATORS/f'{name}.safetensors')
+    parts, info = load_modules(_GENERATORS/f'{name}.safetensors')
     G = parts['generator']
-    assert info['command'].startswith(f'ia-generator --dataset {name}') and (GENERATORS/f'{name}.safetensors').stat().st_size < 3e6
+    assert info['command'].startswith((f'ia-generator --dataset {name}', f'ia-run generator --dataset {name}')) and (_GENERATORS/f'{name}.safetensors').stat().st_size < 3e6
     assert (G.config['channels'], G.config['size']) == (channels, size) and all(p.isfinite().all() for p in G.parameters())
     assert G(torch.rand(2, channels, size, size), torch.rand(2, 128))[0].shape == (2, channels, size, size)
 
@@ -64,7 +68,7 @@ def rewritten(file, change, **meta):
 
 def test_a_changed_weight_is_noticed(tmp_path):
     file = tmp_path/'g.safetensors'
-    save_modules(file, dict(generator=Generator(n_tau=4)))
+    save_modules(file, dict(generator=Generator(1, 28, n_tau=4)))
     def nudge(tensors): tensors['generator.trunk.0.bias'][0] += 1e-6
     rewritten(file, nudge)
     with pytest.raises(ValueError, match='is damaged: its weights have the SHA-256'): load_modules(file)
@@ -73,20 +77,20 @@ def test_a_changed_weight_is_noticed(tmp_path):
 @pytest.mark.parametrize('change', [lambda t: t.pop('generator.trunk.0.bias'), lambda t: t.update({'generator.trunk.0.bias': torch.zeros(3)}), lambda t: t.update({'generator.trunk.0.more': torch.zeros(3)})])
 def test_weights_of_another_shape_are_named(tmp_path, change):
     file = tmp_path/'g.safetensors'
-    save_modules(file, dict(generator=Generator(n_tau=4)))
+    save_modules(file, dict(generator=Generator(1, 28, n_tau=4)))
     tensors = rewritten(file, change)
-    rewritten(file, lambda t: None, sha256=checksum(tensors))
+    rewritten(file, lambda t: None, sha256=_checksum(tensors))
     with pytest.raises(ValueError, match=r"does not fit a Generator of .*trunk.0.(bias|more)'\] missing, unknown or of another shape"): load_modules(file)
 
 
 def problem(n=40):
     torch.manual_seed(0)
-    model = small_cnn().double().eval()
+    model = small_cnn(1, 10).double().eval()
     x, y = torch.rand(n, 1, 28, 28).double(), torch.arange(n) % 10
     return model, split_head(model)[0], x, y
 
 
-@pytest.mark.parametrize('objective', [FixedHead, RefittedHead, AllLayers, climb(min_loss), climb(max_loss), lambda model, x, y, xv, yv, k: climb(aligned(xv, yv))(model)])
+@pytest.mark.parametrize('objective', [FixedHead, ImplicitHead, AllLayers, maximise(min_loss), maximise(max_loss), lambda model, x, y, xv, yv, k: maximise(aligned(xv, yv))(model)])
 def test_gradient_reaches_only_the_images(objective):
     model, body, x, y = problem()
     o = objective(model, x, y, x.flip(3), y, 10)
@@ -97,7 +101,7 @@ def test_gradient_reaches_only_the_images(objective):
 
 def test_refitted_head_is_at_its_optimum_and_reading_does_not_move_it():
     model, body, x, y = problem()
-    o = RefittedHead(model, x, y, x.flip(3), y, 10)
+    o = ImplicitHead(model, x, y, x.flip(3), y, 10)
     with frozen(model):
         o(x*.5, y)
         W, S = o.W.clone(), o.S.clone()
@@ -110,7 +114,7 @@ def test_refitted_head_is_at_its_optimum_and_reading_does_not_move_it():
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5))
 def test_memory_keeps_as_many_augmentations_as_originals(sizes):
     model, body, x, y = problem()
-    o = RefittedHead(model, x, y, x, y, 10)
+    o = ImplicitHead(model, x, y, x, y, 10)
     with frozen(model):
         for n in sizes: o(x[:n], y[:n])
     assert len(o.recent_h) == len(o.recent_y) == len(x)
@@ -119,7 +123,7 @@ def test_memory_keeps_as_many_augmentations_as_originals(sizes):
 def test_easy_and_hard_are_opposite_and_worth_one_number_an_image():
     model, _, x, y = problem()
     assert torch.equal(min_loss(model, x, y), -max_loss(model, x, y)) and max_loss(model, x, y).shape == y.shape
-    assert max_loss(model, x, y).mean() == -climb(max_loss)(model)(x, y)
+    assert max_loss(model, x, y).mean() == -maximise(max_loss)(model)(x, y)
 
 
 @given(size=st.floats(1., 1e4), seed=st.integers(0, 99))
@@ -128,7 +132,7 @@ def test_relative_value_does_not_grow_with_the_error(size, seed):
     torch.manual_seed(seed)
     logits, along, y = size*torch.randn(20, 10).double(), torch.randn(20, 10).double(), torch.arange(20) % 10
     error = logits.softmax(1)-torch.nn.functional.one_hot(y, 10)
-    assert (relative((error*along).sum(1), logits, y).abs() <= along.norm(dim=1)+1e-9).all()
+    assert (relative_influence((error*along).sum(1), logits, y).abs() <= along.norm(dim=1)+1e-9).all()
 
 
 def test_alignment_is_the_derivative_along_the_validation_gradient():
@@ -162,7 +166,7 @@ def test_probe_finds_a_leak_and_none_where_there_is_none():
     x = torch.rand(2000, 1, 28, 28)
     x.view(2000, -1)[:, :10] = torch.nn.functional.one_hot(y, 10).float()
     assert class_leak(Telling(), x, y) == 1
-    assert abs(class_leak(SharedEstimator(), x, y)-.1) < .05
+    assert abs(class_leak(SharedEstimator(1, 28), x, y)-.1) < .05
 
 
 def test_a_shared_estimator_does_not_look():

@@ -5,7 +5,10 @@ from torch import nn
 from torch.func import grad, hessian
 from torchvision.models import mobilenet_v3_small, resnet18
 
-from influence_aug.head import *
+from influence_aug.influence.head import *
+from influence_aug.influence.head import with_bias
+from influence_aug.influence.solvers import *
+from influence_aug.influence.solvers import EXACT_UP_TO, Mixture, dot, mean_over
 
 F64 = torch.float64
 
@@ -93,7 +96,7 @@ def test_products_against_the_dense_hessian(n, d, k, seed):
     h, y = problem(max(n, k), d, k, seed)
     rng = torch.Generator().manual_seed(seed)
     W, V = (torch.randn(k, d+1, generator=rng, dtype=F64) for _ in range(2))
-    assert torch.allclose(head_product(V, W, h).flatten(), head_hessian(W, h)@V.flatten(), atol=1e-12)
+    assert torch.allclose(head_hvp(V, W, h).flatten(), head_hessian(W, h)@V.flatten(), atol=1e-12)
 
 
 def test_kronecker_inverse_is_exact_where_all_probabilities_agree():

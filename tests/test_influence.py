@@ -12,11 +12,16 @@ from torch.func import functional_call, grad, hessian, vmap
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from influence_aug.data import draw_splits, mnist_sample
-from influence_aug.head import *
-from influence_aug.influence import *
-from influence_aug.learner import small_cnn, tensor_dls
-from influence_aug.solvers import *
+from influence_aug.augment.classifier import small_cnn, tensor_dls
+from influence_aug.core.batches import *
+from influence_aug.core.data import draw_splits
+from influence_aug.core.datasets import mnist_sample
+from influence_aug.influence.head import *
+from influence_aug.influence.influence import *
+from influence_aug.influence.influence import FeatureBatches
+from influence_aug.influence.ranking import *
+from influence_aug.influence.solvers import *
+from influence_aug.influence.solvers import EXACT_UP_TO, dot
 
 F64 = torch.float64
 
@@ -55,8 +60,8 @@ def test_values_are_derivatives_of_the_validation_loss(seed, l2):
         return head_loss(torch.from_numpy(found.x).view(3, 4), h_val, y_val).item()
 
     by_differences = (refitted(1e-4)-refitted(-1e-4))/2e-4
-    assert abs(infl.up(h, y)[0].item()-by_differences) < 1e-5
-    assert torch.allclose(infl.up(h, y), -infl.values(h, y))
+    assert abs(infl.upweighting(h, y)[0].item()-by_differences) < 1e-5
+    assert torch.allclose(infl.upweighting(h, y), -infl.values(h, y))
 
 
 def test_signs_by_retraining():
@@ -70,8 +75,8 @@ def test_signs_by_retraining():
         changed[i] = -h[i]
         actual = head_loss(fit_head(changed, y, 3, .05).W, h_val, y_val)-base
         assert actual*predicted[i] > 0
-    assert torch.allclose(infl.aug(h, y, -h), infl.up(-h, y)-infl.up(h, y))
-    assert torch.allclose(predicted*60, infl.aug(h, y, -h))
+    assert torch.allclose(infl.augmenting(h, y, -h), infl.upweighting(-h, y)-infl.upweighting(h, y))
+    assert torch.allclose(predicted*60, infl.augmenting(h, y, -h))
     assert torch.allclose(infl.change_if_removed(h, y), infl.values(h, y)/60)
 
 
@@ -180,7 +185,7 @@ def test_auto_says_what_it_picked_and_a_wide_head_streams():
     assert infl.report.solver == 'cg' and infl.report.residual < 1e-4 and infl.report.size == 2103
     assert Influence(linear(700), (h, y), problem(20, 700, seed=1), solver='exact').fit().report.solver == 'exact'
     body = split_head(linear(700))[0]
-    kept, streamed = FeatureBatches(body, Batches((h, y), bs=13)), FeatureBatches(body, Batches((h, y), bs=13), keep=0)
+    kept, streamed = FeatureBatches(body, Batches((h, y), bs=13)), FeatureBatches(body, Batches((h, y), bs=13), max_bytes=0)
     for _ in range(2): assert torch.equal(torch.cat([a for a, _ in kept]), torch.cat([a for a, _ in streamed]))
     assert streamed.kept is None and kept.kept is not None
     for o in (kept, streamed): assert sorted(torch.cat([b for _, b in o.shuffled(7, torch.Generator())]).tolist()) == sorted(y.tolist())
@@ -217,7 +222,7 @@ def test_images_and_loaders_of_known_models():
         assert infl.values(x, y).shape == (12,) and infl.report.n_train == 12
     splits = draw_splits(mnist_sample(), frac=.01)
     dls = tensor_dls(splits.labelled, splits.valid[:100], n_steps=3)
-    a, b = (Influence(small_cnn(), *data).fit().n for data in ((dls.train, dls.valid), (splits.labelled, splits.valid[:100])))
+    a, b = (Influence(small_cnn(1, 10), *data).fit().n for data in ((dls.train, dls.valid), (splits.labelled, splits.valid[:100])))
     assert a == b == 600
 
 

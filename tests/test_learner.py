@@ -8,12 +8,18 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torchvision.transforms import v2
 
-from influence_aug.data import Images
-from influence_aug.estimator import *
-from influence_aug.head import frozen
-from influence_aug.learner import *
-from influence_aug.policies import *
-from influence_aug.transforms import Generator
+from influence_aug.augment.augmenter import *
+from influence_aug.augment.callbacks import *
+from influence_aug.augment.classifier import *
+from influence_aug.augment.estimator import *
+from influence_aug.augment.objectives import *
+from influence_aug.augment.policies import *
+from influence_aug.augment.transforms import Generator
+from influence_aug.augment.generator import train_generator
+from influence_aug.core.batches import PixelScale
+from influence_aug.core.data import Images
+from influence_aug.influence.ranking import per_image
+from influence_aug.influence.solvers import frozen
 from test_data import digits_folder
 
 
@@ -24,8 +30,8 @@ def test_loader_draws_each_image_equally_often(splits, bs, n_steps):
 
 
 def test_loader_in_order(splits):
-    x, y = zip(*TensorDL(splits.watch, 64))
-    assert torch.equal(torch.cat(y), splits.watch.y) and torch.equal((torch.cat(x)*255).round().byte(), splits.watch.x)
+    x, y = zip(*TensorDL(splits.holdout, 64))
+    assert torch.equal(torch.cat(y), splits.holdout.y) and torch.equal((torch.cat(x)*255).round().byte(), splits.holdout.x)
 
 
 class Flat(nn.Sequential):
@@ -61,7 +67,7 @@ def test_share_of_augmented_images(splits, p):
     def policy(x):
         shares.append(len(x))
         return x
-    with Learner(tensor_dls(splits.labelled, splits.watch, 64, 40), Flat(), F.cross_entropy, cbs=Augment(policy, p)).no_bar() as learn: learn.fit(1)
+    with Learner(tensor_dls(splits.labelled, splits.holdout, 64, 40), Flat(), F.cross_entropy, cbs=Augment(policy, p)).no_bar() as learn: learn.fit(1)
     assert abs(sum(shares)/(40*64)-p) < .05
 
 
@@ -79,18 +85,18 @@ def test_classifier_and_estimator_are_reproducible(splits, monkeypatch):
 
     def once():
         f = train_classifier(splits, Augment(random_tau(G), .5), steps=4, epochs=2, seed=3)
-        e = train_estimator(f.model, Augmenter(G, StochasticEstimator()), splits, steps=4, epochs=2, seed=3)
+        e = train_estimator(f.model, Augmenter(G, StochasticEstimator(1, 28)), splits, steps=4, epochs=2, seed=3)
         return [*f.model.state_dict().values(), *e.model.estimator.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(once(), once()))
 
 
-@pytest.mark.parametrize('kind,objective', [(Estimator, FixedHead), (StochasticEstimator, RefittedHead)])
+@pytest.mark.parametrize('kind,objective', [(Estimator, FixedHead), (StochasticEstimator, ImplicitHead)])
 def test_estimator_training_moves_only_the_estimator(splits, monkeypatch, kind, objective):
     quiet(monkeypatch)
-    G, model = Generator(), small_cnn()
+    G, model = Generator(1, 28), small_cnn(1, 10)
     model[0][1].running_mean += .1
     fixed = {**{'G'+k: v.clone() for k, v in G.state_dict().items()}, **{'F'+k: v.clone() for k, v in model.state_dict().items()}}
-    augmenter = Augmenter(G, kind())
+    augmenter = Augmenter(G, kind)
     before = [p.clone() for p in augmenter.estimator.parameters()]
     train_estimator(model, augmenter, splits, objective, steps=3, epochs=1, bs=32)
     now = {**{'G'+k: v for k, v in G.state_dict().items()}, **{'F'+k: v for k, v in model.state_dict().items()}}
@@ -103,11 +109,11 @@ def test_watched_images_never_enter_the_head(splits, monkeypatch):
     quiet(monkeypatch)
     entered = []
 
-    class Spied(RefittedHead):
+    class Spied(ImplicitHead):
         def __call__(self, x_aug, y):
             entered.append(len(y))
             return super().__call__(x_aug, y)
-    train_estimator(small_cnn(), Augmenter(Generator(), StochasticEstimator()), splits, Spied, steps=4, epochs=2, bs=32)
+    train_estimator(small_cnn(1, 10), Augmenter(Generator(1, 28), StochasticEstimator(1, 28)), splits, Spied, steps=4, epochs=2, bs=32)
     assert entered == [32]*4
 
 
@@ -123,19 +129,19 @@ def test_generator_training_on_grey_and_colour(sample, monkeypatch, channels, si
 
 def test_a_policy_on_images_of_another_size(splits):
     wrong = Augmenter(Generator(1, 32), RandomEstimator(1, 32))
-    with Learner(tensor_dls(splits.labelled, splits.watch), Flat(), F.cross_entropy, cbs=Augment(wrong)).no_bar() as learn:
+    with Learner(tensor_dls(splits.labelled, splits.holdout), Flat(), F.cross_entropy, cbs=Augment(wrong)).no_bar() as learn:
         with pytest.raises(ValueError, match=r'made for \(1, 32, 32\)'): learn.fit(1)
 
 
 def test_guard_keeps_the_best_and_says_why_it_stops(splits, monkeypatch, capsys):
     quiet(monkeypatch)
-    model = small_cnn()
-    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator())
+    model = small_cnn(1, 10)
+    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator(1, 28))
     at_start = {k: p.clone() for k, p in augmenter.estimator.state_dict().items()}
-    learn = train_estimator(model, augmenter, splits, climb(max_loss), steps=4, epochs=4, bs=32, cbs=Guard(floor=1.))
+    learn = train_estimator(model, augmenter, splits, maximise(max_loss), steps=4, epochs=4, bs=32, cbs=Guard(floor=1.))
     assert len(learn.recorder.values) == 1 and 'less than 100%' in learn.guard.reason and 'those of the start' in capsys.readouterr().out
     assert all(torch.equal(p, at_start[k]) for k, p in augmenter.estimator.state_dict().items())
-    learn = train_estimator(model, augmenter, splits, climb(max_loss), steps=8, epochs=8, bs=32, lr=.05, cbs=[Guard(floor=0., patience=2)])
+    learn = train_estimator(model, augmenter, splits, maximise(max_loss), steps=8, epochs=8, bs=32, lr=.05, cbs=[Guard(floor=0., patience=2)])
     losses = [v[-1] for v in learn.recorder.values]
     assert learn.guard.best == min(losses) and learn.guard.best_epoch == losses.index(min(losses))
     if learn.guard.reason: assert len(losses) == learn.guard.best_epoch+3
@@ -143,11 +149,11 @@ def test_guard_keeps_the_best_and_says_why_it_stops(splits, monkeypatch, capsys)
 
 def test_trajectory_moves_only_the_estimator_and_starts_when_told(splits, monkeypatch):
     quiet(monkeypatch)
-    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator())
+    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator(1, 28))
     G = {k: v.clone() for k, v in augmenter.generator.state_dict().items()}
-    steer = splits.steer.x.float()/255, splits.steer.y
-    cb = Trajectory(augmenter, aligned(*steer, bs=32), start=.5, every=2)
-    learn = train_classifier(splits, [cb, *cropped(augmenter)], steps=8, epochs=2, bs=16)
+    tune = splits.tune.x.float()/255, splits.tune.y
+    cb = Trajectory(augmenter, aligned(*tune, bs=32), start=.5, every=2)
+    learn = train_classifier(splits, [cb, *with_crop(augmenter)], steps=8, epochs=2, bs=16)
     assert len(cb.history) == 2 and augmenter.estimator.encoder[-1].weight.abs().max() > 0
     assert all(torch.equal(v, G[k]) for k, v in augmenter.generator.state_dict().items())
     assert all(p.requires_grad for p in learn.model.parameters())
@@ -159,16 +165,16 @@ def trained(splits, cbs): return train_classifier(splits, cbs, steps=6, epochs=2
 def test_the_best_of_one_is_plain_training(splits, monkeypatch):
     quiet(monkeypatch)
     policy = random_tau(load_generator('mnist'))
-    plain, one, four = (trained(splits, cbs) for cbs in (cropped(policy), BestOf(cropped(policy), 1), BestOf(cropped(policy), 4)))
+    plain, one, four = (trained(splits, cbs) for cbs in (with_crop(policy), MaxUp(with_crop(policy), 1), MaxUp(with_crop(policy), 4)))
     assert all(torch.equal(v, plain[k]) for k, v in one.items())
     assert any(not torch.equal(v, plain[k]) for k, v in four.items())
 
 
 @pytest.mark.parametrize('value', [max_loss, min_loss])
 def test_the_best_is_the_best(splits, value):
-    model, x, y = small_cnn(), splits.labelled.x[::20].float()/255, splits.labelled.y[::20]
-    cb = BestOf(cropped(random_tau(load_generator('mnist'))), 5, value)
-    cb.norm = None
+    model, x, y = small_cnn(1, 10), splits.labelled.x[::20].float()/255, splits.labelled.y[::20]
+    cb = MaxUp(with_crop(random_tau(load_generator('mnist'))), 5, value)
+    
     torch.manual_seed(0)
     best = cb.best(model, x, y)
     torch.manual_seed(0)
@@ -185,10 +191,10 @@ def test_the_best_is_judged_as_the_model_sees_it(splits):
     def value(model, x, y):
         seen.append(x)
         return x.flatten(1).mean(1)
-    cb = BestOf([Augment(lambda x: x*.5, 1.)], 2, value)
-    cb.norm = Normalize.from_stats([.3], [.5], cuda=False)
+    cb = MaxUp([Augment(lambda x: x*.5, 1.)], 2, value)
+    cb.scale = PixelScale(.3, .5)
     x = splits.labelled.x[:8].float()/255
-    best = cb.best(small_cnn(), x, splits.labelled.y[:8])
+    best = cb.best(small_cnn(1, 10), x, splits.labelled.y[:8])
     assert torch.equal(best, x*.5) and torch.allclose(seen[0], (x.repeat(2, 1, 1, 1)*.5-.3)/.5)
 
 
@@ -211,7 +217,7 @@ def test_torchvision_transforms_draw_for_each_image(splits):
 
     data = Images((255*stripe).byte(), torch.arange(64)%10, splits.labelled.vocab)
     dls = tensor_dls(data, data, 64, 1, device='cpu')
-    for cb in (Augment(shift, p=1), BestOf(Augment(shift, p=1)), BestOf([shift])):
+    for cb in (Augment(shift, p=1), MaxUp(Augment(shift, p=1)), MaxUp([shift])):
         seen.clear()
         with Learner(dls, Flat(), F.cross_entropy, cbs=[cb, Look()]).no_bar() as learn: learn.fit(1)
         assert seen[0] > 5, cb
@@ -221,9 +227,9 @@ def test_torchvision_transforms_draw_for_each_image(splits):
     (lambda s: train_classifier(s, lambda x: x), TypeError, r'cbs holds a function: expected callbacks; a policy becomes one by Augment\(policy\)'),
     (lambda s: train_classifier(s, [Augment(lambda x: x), Flat()]), TypeError, 'cbs holds a Flat: expected callbacks'),
     (lambda s: Augment('crop'), TypeError, 'policy is a str: expected a function'),
-    (lambda s: BestOf(Augment(lambda x: x), k=0), ValueError, 'k=0: expected 1 or more'),
+    (lambda s: MaxUp(Augment(lambda x: x), k=0), ValueError, 'k=0: expected 1 or more'),
     (lambda s: train_classifier(s, Augment(lambda x: x[:, :, 1:]), steps=1, epochs=1), ValueError, r'\(\d+, 1, 28, 28\) into \(\d+, 1, 27, 28\): expected the same shape'),
-    (lambda s: train_classifier(s, BestOf(lambda x: x*255), steps=1, epochs=1), ValueError, 'values from 0 to 255: expected images in'),
+    (lambda s: train_classifier(s, MaxUp(lambda x: x*255), steps=1, epochs=1), ValueError, 'values from 0 to 255: expected images in'),
 ])
 def test_what_is_no_policy(splits, make, error, words):
     with pytest.raises(error, match=words): make(splits)

@@ -1,4 +1,6 @@
-"""Every notebook from a clean kernel, as JupyterLab runs it: without an error, in 90 seconds, with outputs of the kind that is committed."""
+"""Every notebook from a clean kernel, as JupyterLab runs it: without an error, with outputs of the kind that is committed.
+
+Times are printed and the slowest is named; a cell that hangs is ended after ten minutes."""
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,18 +11,21 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-SECONDS = 90
 sys.path.insert(0, str(ROOT/'tools'))
-from run_notebooks import executed
+from run_notebooks import executed, notebooks
+
+NOTEBOOKS = notebooks()
 
 
 @pytest.fixture(scope='module')
 def runs():
     "All notebooks, two at a time."
     with ThreadPoolExecutor(2) as pool:
-        yield {path: pool.submit(executed, path) for path in NOTEBOOKS}
+        futures = {path: pool.submit(executed, path) for path in NOTEBOOKS}
+        yield futures
         pool.shutdown(cancel_futures=True)
+    seconds, slowest = max((f.result()[1], p.name) for p, f in futures.items() if f.done() and not f.cancelled() and not f.exception())
+    print(f'slowest: {slowest}, {seconds:.0f} s')
 
 
 def kind(output):
@@ -41,4 +46,3 @@ def test_notebook(runs, path):
     committed = nbformat.read(path, as_version=4)
     other = [(i, kinds(a), kinds(b)) for i,(a,b) in enumerate(zip(committed.cells, nb.cells)) if kinds(a) != kinds(b)]
     assert not other, f'cell, committed, now: {other}'
-    assert seconds < SECONDS, f'{path.name} took {seconds:.0f} s, expected less than {SECONDS} s on two cores. Move what is slow into a command and read its results.'

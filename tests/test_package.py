@@ -51,7 +51,7 @@ def test_wheel_works_far_from_the_repository(wheel, tmp_path):
 from influence_aug.data import *
 from influence_aug.estimator import *
 x = draw_splits(mnist_sample(), frac=.01, seed=0).labelled.x[:2].float()/255
-print(influence_aug.__file__, *(load_generator(name).config["size"] for name in ("mnist", "cifar10")), *Augmenter(load_generator("mnist"), RandomEstimator())(x).shape)'''
+print(influence_aug.__file__, *(load_generator(name).config["size"] for name in ("mnist", "cifar10")), *Augmenter(load_generator("mnist"), RandomEstimator(1, 28))(x).shape)'''
     out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=os.environ|dict(PYTHONPATH=str(tmp_path/'site')), capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert out.stdout.split() == [str(tmp_path/'site'/'influence_aug'/'__init__.py'), '28', '32', '2', '1', '28', '28']

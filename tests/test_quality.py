@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from influence_aug.data import Images, mnist_sample, source_from_images
-from influence_aug.quality import *
-from influence_aug.transforms import *
-from influence_aug.wgan import *
+from influence_aug.augment.transforms import *
+from influence_aug.augment.wgan import *
+from influence_aug.core.data import Images
+from influence_aug.core.datasets import mnist_sample, source_from_images
+from influence_aug.studies.quality import *
 
 
 def test_keeping_by_hand():
@@ -15,8 +16,8 @@ def test_keeping_by_hand():
     x[6:, ..., 4:] = 1
     judge = lambda x: torch.stack([x[..., :4].sum((1, 2, 3)), x[..., 4:].sum((1, 2, 3))], 1)
     y = torch.tensor([0]*6+[1]*2+[0]*2)
-    assert keeping(lambda x: x, judge, x, y) == 100 and keeping(lambda x: x.flip(3), judge, x, y, bs=3) == pytest.approx(25)
-    assert keeping(lambda x: 5*x-2, judge, x, y) == 100
+    assert label_keeping(lambda x: x, judge, x, y) == 100 and label_keeping(lambda x: x.flip(3), judge, x, y, bs=3) == pytest.approx(25)
+    assert label_keeping(lambda x: 5*x-2, judge, x, y) == 100
 
 
 @pytest.mark.parametrize('n', [2, 10, 1000])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fastai.vision.all import ImageDataLoaders, PILImageBW, Resize
 
-from influence_aug import learner
+from influence_aug.augment import classifier, estimator
+from influence_aug.augment.classifier import small_cnn
 from test_data import digits_folder
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def test_code_blocks_run(tmp_path, monkeypatch, sample):
     monkeypatch.chdir(tmp_path)
     digits_folder(tmp_path/'my_digits', sample.valid, 12)
     blocks = re.findall(r'^```python\n(.*?)^```', README, re.M | re.S)
-    names = dict(dls=dls, model=learner.small_cnn())
+    names = dict(dls=dls, model=learner.small_cnn(1, 10))
     for code in blocks:
         exec(compile(code, 'README.md', 'exec'), names)
         if 'Learner(dls, model' in code: names['learn'].fit(1)

@@ -15,14 +15,12 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import nn
 
-from influence_aug.data import mnist_sample
-from influence_aug.learner import Checkpoint, ShowGenerator, described, train_generator
-from influence_aug.wgan import *
+from influence_aug.augment.generator import Checkpoint, ShowGenerator, _setting_text, train_generator
+from influence_aug.augment.wgan import *
+from influence_aug.core.datasets import mnist_sample
 
 TRAIN = '''
 import sys, torch
-from influence_aug.data import mnist_sample
-from influence_aug.learner import train_generator
 torch.set_num_threads(1)
 learn = train_generator(mnist_sample().pool[:200], steps=24, epochs=8, bs=2, checkpoint=sys.argv[1] if len(sys.argv)>2 else None)
 torch.save(dict(learn.model.state_dict()) | dict(losses=torch.stack(list(learn.recorder.losses)), distances=torch.tensor(learn.wgan.distances)), sys.argv[-1])
@@ -70,7 +68,7 @@ def test_pictures_are_drawn_of_trained_epochs_only(tmp_path):
 
 
 def test_settings_as_text():
-    assert described(partial(tau_tanh, 3, low=.5)) == 'tau_tanh(3, low=0.5)' and described(tau_uniform) == 'tau_uniform' and described(.1) == '0.1'
+    assert _setting_text(partial(tau_tanh, 3, low=.5)) == 'tau_tanh(3, low=0.5)' and _setting_text(tau_uniform) == 'tau_uniform' and _setting_text(.1) == '0.1'
 
 
 @pytest.mark.parametrize('change,named', [(dict(lr=2e-3), 'lr=0.001 there, lr=0.002 here'), (dict(draw_tau=tau_uniform), 'draw_tau=None there, draw_tau=tau_uniform here'),

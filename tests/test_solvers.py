@@ -6,9 +6,11 @@ from torch import nn
 from torch.func import hessian
 from torch.utils.data import DataLoader, TensorDataset
 
-from influence_aug.data import Images
-from influence_aug.learner import TensorDL
-from influence_aug.solvers import *
+from influence_aug.augment.classifier import TensorDL
+from influence_aug.core.batches import *
+from influence_aug.core.data import Images
+from influence_aug.influence.solvers import *
+from influence_aug.influence.solvers import EXACT_UP_TO, auto, mean_over
 
 F64 = torch.float64
 

@@ -16,10 +16,12 @@ from scipy.stats import pearsonr
 from torch import nn
 from torch.func import grad, hessian
 
-from influence_aug import toy as toy_module
-from influence_aug.data import read_results
-from influence_aug.solvers import FlatModel
-from influence_aug.toy import *
+from influence_aug.influence.solvers import FlatModel
+from influence_aug.studies import toy as toy_module
+from influence_aug.studies.results import read_results
+from influence_aug.studies.run import run
+from influence_aug.studies.toy import *
+from influence_aug.studies.toy import TOY, objective
 
 ROOT = Path(__file__).parents[1]
 SETS = [misread_set, moved_set]
@@ -109,7 +111,7 @@ def test_help_field_and_its_slope(make):
     infl = toy_influence(fit_network(toy_network(1), *toy.train), toy.train[0], toy)
     at = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
     change, down = help_field(infl, at, 1)
-    torch.testing.assert_close(change, infl.up(at, torch.ones(5).long()).detach()/120)
+    torch.testing.assert_close(change, infl.upweighting(at, torch.ones(5).long()).detach()/120)
     for k in range(2):
         h = 1e-5*torch.eye(2).double()[k]
         torch.testing.assert_close(-down[:, k], (help_field(infl, at+h, 1)[0]-help_field(infl, at-h, 1)[0])/2e-5, rtol=1e-5, atol=1e-8)
@@ -226,17 +228,12 @@ def test_without_sliders_pictures(monkeypatch):
     assert len(fig.axes) == 4 and all(re.search('predicted .* true', ax.get_title()) for ax in fig.axes)
 
 
-def test_benchmark_resumes(tmp_path):
-    path = tmp_path/'toy.csv'
-    run = lambda: subprocess.run([sys.executable, 'benchmarks/toy.py', '--seeds', '1', '--rounds', '1', '--points', '3', '--results', str(path)], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    run()
-    whole = read_results(path)
-    assert set(whole.row) == {1, 2} and not whole.duplicated(['row', 'seed', 'measure']).any()
-    whole[:-3].to_csv(path, index=False)
-    assert '1 runs are there already' in run()
-    columns = ['row', 'seed', 'measure', 'value']
-    measured = lambda t: t[t.measure != 'seconds_to_learn'][columns].sort_values(columns[:3]).reset_index(drop=True)
-    pd.testing.assert_frame_equal(measured(read_results(path)), measured(whole))
+def test_a_run_again_gives_the_same_measures(tmp_path):
+    settings = dict(row=1, seed=0, rounds=1, points=3)
+    first, again = (run(TOY, tmp_path/f'{k}.csv', **settings) for k in range(2))
+    measures = lambda rows: {o['measure']: o['value'] for o in rows if o['measure'] != 'seconds_to_learn'}
+    assert measures(first) == measures(again) and run(TOY, tmp_path/'0.csv', **settings) is None
+    assert not read_results(tmp_path/'0.csv').duplicated(['row', 'seed', 'measure']).any()
 
 
 def test_committed_figures_are_what_was_asked():

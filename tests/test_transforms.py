@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from hypothesis import given, strategies as st
 
-from influence_aug.transforms import *
+from influence_aug.augment.transforms import *
 
 sizes = st.sampled_from([8, 12, 16, 20, 28, 32, 40, 64])
 dtypes = st.sampled_from([torch.float32, torch.float64])
@@ -100,6 +100,6 @@ def test_interpolation(channels, size, dtype):
 
 
 def test_interpolation_refuses():
-    G, x, tau = Generator(), torch.rand(1, 28, 28), torch.rand(128)
+    G, x, tau = Generator(1, 28), torch.rand(1, 28, 28), torch.rand(128)
     with pytest.raises(ValueError, match='steps=1: expected 2 or more'): interpolate_tau(G, x, tau, tau, steps=1)
     with pytest.raises(ValueError, match=r'made for \(1, 28, 28\)'): interpolate_tau(G, torch.rand(3, 32, 32), tau, tau)

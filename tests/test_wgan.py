@@ -5,11 +5,11 @@ from hypothesis import given, strategies as st
 from scipy.stats import wasserstein_distance
 from torch import nn
 
-from influence_aug import wgan
-from influence_aug.data import mnist_sample
-from influence_aug.learner import WGANCallback, train_generator
-from influence_aug.transforms import Generator
-from influence_aug.wgan import *
+from influence_aug.augment import wgan
+from influence_aug.augment.generator import WGANCallback, train_generator
+from influence_aug.augment.transforms import Generator
+from influence_aug.augment.wgan import *
+from influence_aug.core.datasets import mnist_sample
 
 
 @given(norm=st.floats(.1, 5), n=st.integers(1, 8), shape=st.sampled_from([(4,), (1, 6, 6), (3, 4, 4)]))

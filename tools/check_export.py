@@ -21,7 +21,7 @@ def made_again(root):
 
 
 def texts(root):
-    files = [*root.glob('influence_aug/*.py'), *root.glob('nbs/*.ipynb'), root/'README.md', root/'pyproject.toml']
+    files = [*root.glob('influence_aug/**/*.py'), *root.glob('nbs/**/*.ipynb'), root/'README.md', root/'pyproject.toml']
     return {str(f.relative_to(root)): f.read_text(encoding='utf-8') for f in files if f.exists()}
 
 

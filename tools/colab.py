@@ -14,7 +14,7 @@ def cells(cfg, name):
     if 'github.com/' not in url: return []
     link = f"[Open in Colab](https://colab.research.google.com/github/{url.split('github.com/')[1]}/blob/{cfg['branch']}/nbs/{name}.ipynb)"
     here = f"/content/{cfg['repo']}"
-    install = f"#| hide\n![ ! -e /content ] || [ -e {here} ] || (git clone -q -b {cfg['branch']} {url} {here} && pip install -q -e {here})\nimport os, sys\nif os.path.exists('{here}'): os.chdir('{here}/nbs'); sys.path.insert(0, '{here}')"
+    install = f"#| hide\n![ ! -e /content ] || [ -e {here} ] || (git clone -q -b {cfg['branch']} {url} {here} && pip install -q -e {here})\nimport os, sys\nif os.path.exists('{here}'): os.chdir('{here}/{Path('nbs', name).parent}'); sys.path.insert(0, '{here}')"
     return [dict(cell_type='markdown', id=f'{MARK}-link', metadata={}, source=[link]),
             dict(cell_type='code', execution_count=None, id=f'{MARK}-install', metadata={}, outputs=[], source=install.splitlines(True))]
 
@@ -22,10 +22,10 @@ def cells(cfg, name):
 def main():
     config = ConfigParser(delimiters=['='])
     config.read(ROOT/'settings.ini', encoding='utf-8')
-    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+    for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         nb = json.loads(path.read_text(encoding='utf-8'))
         before, kept = nb['cells'], [c for c in nb['cells'] if not c['id'].startswith(f'{MARK}-')]
-        nb['cells'] = kept[:1] + cells(config['DEFAULT'], path.stem) + kept[1:]
+        nb['cells'] = kept[:1] + cells(config['DEFAULT'], path.relative_to(ROOT/'nbs').with_suffix('').as_posix()) + kept[1:]
         if nb['cells'] != before: path.write_text(json.dumps(nb, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
 
 

@@ -4,10 +4,10 @@ import sys
 import matplotlib.pyplot as plt
 import torch
 
-from influence_aug.data import cifar10
-from influence_aug.estimator import load_generator
-from influence_aug.transforms import interpolate_tau
-from influence_aug.wgan import tau_uniform
+from influence_aug.core.datasets import cifar10
+from influence_aug.augment.augmenter import load_generator
+from influence_aug.augment.transforms import interpolate_tau
+from influence_aug.augment.wgan import tau_uniform
 
 
 def main(path, images=(100, 3600), seed=0):

@@ -1,6 +1,6 @@
 """Export the notebooks, execute them as JupyterLab would, keep their outputs, clean them, write README.md: `make notebooks`.
 
-`python tools/run_notebooks.py 03 05` executes those whose names begin so. Cells marked `#| eval: false` or `#| heavy` and calls
+`python tools/run_notebooks.py 03 2` executes those whose names begin so. Cells marked `#| eval: false` or `#| heavy` and calls
 of nbdev_export are not executed and keep the outputs they have.
 """
 import os
@@ -16,6 +16,11 @@ import colab
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = '#| eval: false', '#| heavy', 'nbdev_export('
+
+
+def notebooks():
+    "All notebooks, by floor and number."
+    return sorted((ROOT/'nbs').glob('*.ipynb')) + sorted((ROOT/'nbs').glob('*/*.ipynb'), key=lambda p: p.name)
 
 
 def executed(path):
@@ -34,7 +39,7 @@ def main(prefixes):
     bin = Path(sys.executable).parent
     colab.main()
     subprocess.check_call([bin/'nbdev_export'])
-    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+    for path in notebooks():
         if prefixes and not path.name.startswith(tuple(prefixes)): continue
         nb, seconds = executed(path)
         nbformat.write(nb, path)
