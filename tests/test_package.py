@@ -35,7 +35,7 @@ def test_build_is_clean(built):
 
 def test_wheel_holds_code_digits_and_generators_only(wheel):
     names = [n for n in ZipFile(wheel).namelist() if '.dist-info/' not in n]
-    assert all(re.fullmatch(r'influence_aug/(\w+\.py|mnist_sample\.npz|generators/\w+\.safetensors)', n) for n in names), names
+    assert all(re.fullmatch(r'influence_aug/((core/|influence/|augment/|studies/)?\w+\.py|mnist_sample\.npz|generators/\w+\.safetensors)', n) for n in names), names
     here = {str(f.relative_to(ROOT)) for f in (ROOT/'influence_aug').rglob('*') if f.suffix in {'.py', '.npz', '.safetensors'}}
     assert set(names) == here
 
@@ -48,10 +48,9 @@ def test_readme_tells_its_size(wheel):
 def test_wheel_works_far_from_the_repository(wheel, tmp_path):
     subprocess.check_call([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', tmp_path/'site', wheel])
     code = '''import influence_aug
-from influence_aug.data import *
-from influence_aug.estimator import *
+from influence_aug.all import *
 x = draw_splits(mnist_sample(), frac=.01, seed=0).labelled.x[:2].float()/255
-print(influence_aug.__file__, *(load_generator(name).config["size"] for name in ("mnist", "cifar10")), *Augmenter(load_generator("mnist"), RandomEstimator(1, 28))(x).shape)'''
+print(influence_aug.__file__, *(load_generator(name).config["size"] for name in ("mnist", "cifar10")), *random_tau(load_generator("mnist"))(x).shape)'''
     out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=os.environ|dict(PYTHONPATH=str(tmp_path/'site')), capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert out.stdout.split() == [str(tmp_path/'site'/'influence_aug'/'__init__.py'), '28', '32', '2', '1', '28', '28']

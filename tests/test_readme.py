@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastai.vision.all import ImageDataLoaders, PILImageBW, Resize
 
-from influence_aug.augment import classifier, estimator
+import influence_aug.all as everything
 from influence_aug.augment.classifier import small_cnn
 from test_data import digits_folder
 
@@ -34,11 +34,11 @@ def test_code_blocks_run(tmp_path, monkeypatch, sample):
     """In the order of the page, with fewer training steps; `dls` and `model` stand for the reader's own: here a folder of grey digits,
     and so is `my_digits`."""
     dls = ImageDataLoaders.from_folder(digits_folder(tmp_path/'own', sample.valid, 10), valid_pct=.3, bs=16, num_workers=0, img_cls=PILImageBW, item_tfms=Resize(28), device='cpu')
-    for name in ('train_classifier', 'train_estimator'): monkeypatch.setattr(learner, name, partial(getattr(learner, name), steps=4, epochs=1))
+    for name, few in [('train_classifier', dict(steps=4, epochs=1)), ('learn_augmenter', dict(steps=4, e_steps=4, epochs=1))]: monkeypatch.setattr(everything, name, partial(getattr(everything, name), **few))
     monkeypatch.chdir(tmp_path)
     digits_folder(tmp_path/'my_digits', sample.valid, 12)
     blocks = re.findall(r'^```python\n(.*?)^```', README, re.M | re.S)
-    names = dict(dls=dls, model=learner.small_cnn(1, 10))
+    names = dict(dls=dls, model=small_cnn(1, 10))
     for code in blocks:
         exec(compile(code, 'README.md', 'exec'), names)
         if 'Learner(dls, model' in code: names['learn'].fit(1)

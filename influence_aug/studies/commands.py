@@ -17,13 +17,15 @@ from .search import SEARCH
 from .toy import TOY, TOY_FRESH
 
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
-STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS, GENERATOR, RANGES)}
+STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
+                               GENERATOR, RANGES)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):
     "The `Study` that the first of `args` names, and the rest; a message and exit where it names none."
     if not args or args[0] not in STUDIES:
-        raise SystemExit(f"usage: {program} STUDY [settings]; {program} STUDY --help tells which.\nSTUDY is one of {', '.join(STUDIES)}.")
+        raise SystemExit(f"usage: {program} STUDY [settings]; {program} STUDY --help tells which.\n"
+                         f"STUDY is one of {', '.join(STUDIES)}.")
     return STUDIES[args[0]],args[1:]
 
 # %% ../../nbs/studies/90_commands.ipynb #4398b2e6
@@ -41,7 +43,7 @@ def sweep_arguments(
     args,  # Words of the command line after the study's name
 ) -> argparse.Namespace:
     "What `ia-sweep` was told."
-    p = argparse.ArgumentParser(prog='ia-sweep STUDY', description='Do all runs that a results file lacks; a finished run is not run again.')
+    p = argparse.ArgumentParser(prog='ia-sweep STUDY', description='Do all runs that a results file lacks.')
     p.add_argument('--results', help="file to append to, by default the study's")
     p.add_argument('--processes', type=int, default=2, help='runs side by side')
     p.add_argument('--threads', type=int, help="torch threads of each run, by default the study's")
@@ -60,7 +62,7 @@ def ia_sweep(
     only = dict(o.split('=', 1) for o in a.only)
     try: failed = sweep(study, a.results, a.processes, a.threads, a.backend, a.address, **only)
     except (TypeError, ValueError) as e: raise SystemExit(str(e)) from e
-    if failed: raise SystemExit(f'{failed} runs failed; what went wrong stands above. The same command tries them again.')
+    if failed: raise SystemExit(f'{failed} runs failed, as told above. The same command tries them again.')
 
 # %% ../../nbs/studies/90_commands.ipynb #88ee22f3
 def ia_mnist():

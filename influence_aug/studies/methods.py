@@ -34,14 +34,14 @@ def learned_policy(
 
 # %% ../../nbs/studies/41_methods.ipynb #41f7441e
 def maxup_over(
-    policy=random_tau,                # Function of G that returns a policy
-    value_of=lambda splits: max_loss, # Function of the splits that returns what versions are rated by; the loss is MaxUp's
-    k=4,                              # Versions of each image
+    policy=random_tau, # Function of G that returns a policy
+    value_of=None,     # Function of the splits that returns what versions are rated by; by default the loss, MaxUp's
+    k=4,               # Versions of each image
 ):
     "A method that trains F on the best of `k` versions of each image, by the policy and a crop."
     def method(splits, G, **kw):
         versions = with_crop(policy(G), padding=splits.source.crop_padding)
-        return [MaxUp(versions, k, value_of(splits))], None, {}
+        return [MaxUp(versions, k, value_of(splits) if value_of else max_loss)], None, {}
     return method
 
 # %% ../../nbs/studies/41_methods.ipynb #a10df7bf
@@ -75,5 +75,6 @@ def run_method(
     learn = train_classifier(splits, cbs, steps=steps, seed=seed)
     valid_loss,valid_accuracy = learn.validate()
     _,test_accuracy = learn.validate(dl=TensorDL(splits.test, 500, device=learn.dls.device))
-    accuracies = dict(accuracy=round(100*test_accuracy,3), valid_loss=round(valid_loss,5), valid_accuracy=round(100*valid_accuracy,3))
-    return learn, augmenter, accuracies | figures | dict(seconds=round(time.time()-start,1))
+    measured = dict(accuracy=round(100*test_accuracy,3), valid_loss=round(valid_loss,5),
+                    valid_accuracy=round(100*valid_accuracy,3), **figures, seconds=round(time.time()-start,1))
+    return learn, augmenter, measured

@@ -6,7 +6,7 @@
 __all__ = ['OBJECTIVES', 'OBJECTIVE_STUDY', 'train_with_objective']
 
 # %% ../../nbs/studies/45_objectives.ipynb #6d4bd06c
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, time, torch
+import matplotlib.pyplot as plt, time, torch
 from functools import partial
 from pathlib import Path
 from ..core.data import *
@@ -27,7 +27,10 @@ from .mnist import mnist_splits
 # %% ../../nbs/studies/45_objectives.ipynb #3536f8e7
 def _guarded(objective, estimator=StochasticEstimator, **kwargs):
     "A method that trains E on a frozen F with `objective` under a `Guard`."
-    return lambda splits, G, **kw: _timed(learned_policy(estimator=estimator, objective=objective, cbs=[Guard(.85, patience=2)], **kwargs), splits, G, **kw)
+    def method(splits, G, **kw):
+        how = dict(estimator=estimator, objective=objective, cbs=[Guard(.85, patience=2)], **kwargs)
+        return _timed(learned_policy(**how), splits, G, **kw)
+    return method
 
 # %% ../../nbs/studies/45_objectives.ipynb #3536f801
 def _timed(method, splits, G, **kw):
@@ -59,7 +62,7 @@ def _aligned_with_validation(splits):
     return aligned(splits.tune.x.float()/255, splits.tune.y)
 
 # %% ../../nbs/studies/45_objectives.ipynb #a75981b5
-OBJECTIVES = {k: METHODS[k] for k in ('none','crop','affine','random_tau')} | {
+_TRAINED_E = {
     'paper':           partial(_timed, learned_policy(estimator=Estimator, objective=FixedHead, lr=1e-2)),
     'implicit':        _guarded(ImplicitHead),
     'implicit_rounds': _guarded(ImplicitHead, rounds=2),
@@ -68,16 +71,23 @@ OBJECTIVES = {k: METHODS[k] for k in ('none','crop','affine','random_tau')} | {
     'trajectory':      partial(_timed, _along_the_trajectory),
     'min_loss':        _guarded(maximise(min_loss)),
     'max_loss':        _guarded(maximise(if_label_kept(max_loss)), lr=3e-4),
-    'easiest':         maxup_over(value_of=lambda splits: min_loss),
-    'aligned':         maxup_over(value_of=_aligned_with_validation),
-    'maxup':           maxup_over(),
-    'maxup_affine':    maxup_over(lambda G: random_affine()),
 }
+
+# %% ../../nbs/studies/45_objectives.ipynb #8ea3406a
+_CHOSEN = {
+    'easiest':      maxup_over(value_of=lambda splits: min_loss),
+    'aligned':      maxup_over(value_of=_aligned_with_validation),
+    'maxup':        maxup_over(),
+    'maxup_affine': maxup_over(lambda G: random_affine()),
+}
+
+# %% ../../nbs/studies/45_objectives.ipynb #9f5439ce
+OBJECTIVES = {k: METHODS[k] for k in ('none','crop','affine','random_tau')} | _TRAINED_E | _CHOSEN
 
 # %% ../../nbs/studies/45_objectives.ipynb #f6775497
 @torch.no_grad()
 def _augmented_twenty(learn, splits, cbs, draws=2):
-    "Twenty watched digits, then `draws` of what the first of `cbs` makes of each, (draws+1, 20, c, h, w)."
+    "Twenty held-out digits, then `draws` of what the first of `cbs` makes of each, (draws+1, 20, c, h, w)."
     data = splits.holdout[torch.arange(20)*(len(splits.holdout)//20)+len(splits.holdout)//40]
     x,y,model = (data.x.float()/255).to(learn.dls.device),data.y.to(learn.dls.device),learn.model.eval()
     def look():
@@ -92,6 +102,11 @@ def _save_strip(images, path):
     rows,columns,_,h,w = images.shape
     plt.imsave(path, images[:,:,0].permute(0,2,1,3).reshape(rows*h, columns*w), cmap='gray', vmin=0, vmax=1)
 
+# %% ../../nbs/studies/45_objectives.ipynb #5d00c501
+def _policies_of(learn):
+    "The augmenting callbacks of `learn`, in the order they act."
+    return [o for o in learn.cbs if isinstance(o, Augment)]
+
 # %% ../../nbs/studies/45_objectives.ipynb #5d00c5f8
 def train_with_objective(
     objective:str='maxup', # One of OBJECTIVES
@@ -103,7 +118,8 @@ def train_with_objective(
     pictures:str=None,     # Folder for a picture of what the objective makes of twenty digits
 ):
     "Train a classifier with one objective for E and test it once; returns a row's figures."
-    if objective not in OBJECTIVES: raise ValueError(f"Unknown objective {objective!r}: expected one of {', '.join(OBJECTIVES)}.")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Unknown objective {objective!r}: expected one of {', '.join(OBJECTIVES)}.")
     splits = mnist_splits(scale, frac, seed)
     learn,_,figures = run_method(objective, splits, load_generator('mnist'), seed, steps, e_steps, OBJECTIVES)
     loss,accuracy = learn.validate(dl=TensorDL(splits.holdout, 500, device=learn.dls.device))
@@ -118,9 +134,5 @@ def _objective_runs():
     return all_five + [dict(objective=o, seed=s) for s in range(10,20) for o in ('maxup','random_tau','affine')]
 
 # %% ../../nbs/studies/45_objectives.ipynb #3163872c
-OBJECTIVE_STUDY = Study('objectives', train_with_objective, ('objective','frac','scale','seed'), 'results/estimator.csv', _objective_runs)
-
-# %% ../../nbs/studies/45_objectives.ipynb #5d00c501
-def _policies_of(learn):
-    "The augmenting callbacks of `learn`, in the order they act."
-    return [o for o in learn.cbs if isinstance(o, Augment)]
+OBJECTIVE_STUDY = Study('objectives', train_with_objective, ('objective','frac','scale','seed'),
+                        'results/estimator.csv', _objective_runs)

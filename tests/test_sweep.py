@@ -1,0 +1,102 @@
+"""Sweeps that are killed, fail, or run on a cluster: no finished run is lost, none is written twice or by half, and the same command goes on."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from influence_aug.studies.results import append_rows, read_results
+from influence_aug.studies.run import Study, run, sweep
+from influence_aug.studies.search import train_variant
+
+SEEDS = 6
+
+
+def jobs(): return [dict(variant='random_tau', seed=s, steps=3, scale='sample') for s in range(SEEDS)]
+
+
+STUDY = Study('small', train_variant, ('variant', 'seed', 'steps'), 'small.csv', jobs)
+COMMAND = 'import sys; sys.path.insert(0, {!r}); from test_sweep import *; sweep(STUDY, sys.argv[1], processes=int(sys.argv[2]))'.format(os.path.dirname(__file__))
+
+
+def started(file, processes=2): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', COMMAND, str(file), str(processes)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def figures(file): return read_results(file).sort_values('seed').drop(columns=['command', 'seconds', 'version']).reset_index(drop=True)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The rows that six runs one after another make."
+    file = tmp_path_factory.mktemp('whole')/'r.csv'
+    for job in jobs(): run(STUDY, file, **job)
+    return figures(file)
+
+
+def test_killed_at_any_moment_a_sweep_loses_no_row_and_goes_on(tmp_path, whole):
+    "kill -9 after the first row, after the third, and while the file is just being written."
+    file = tmp_path/'r.csv'
+    for rows in (1, 3):
+        sweeping = started(file)
+        while sweeping.poll() is None and not (file.exists() and len(read_results(file)) >= rows): time.sleep(.01)
+        sweeping.send_signal(signal.SIGKILL)
+        sweeping.wait(60)
+        left = figures(file)
+        assert len(left) >= rows and not left.isna().any().any() and not left.duplicated(['variant', 'seed']).any()
+    last = started(file)
+    assert last.wait(300) == 0, last.stdout.read()
+    assert f'{SEEDS-len(left)} runs to do' in last.stdout.read()
+    pd.testing.assert_frame_equal(figures(file), whole)
+    again = started(file)
+    assert again.wait(60) == 0 and '0 runs to do' in again.stdout.read() and len(figures(file)) == SEEDS
+
+
+def test_killed_in_the_middle_of_writing_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path/'r.csv'
+    append_rows(file, [dict(variant='random_tau', seed=0, steps=3, valid_loss=1.)])
+    before = file.read_text()
+    code = ('import os, pandas as pd; old = pd.DataFrame.to_csv\n'
+            'def dies(self, path, **kw): old(self, path, **kw); os.truncate(path, 20); os.kill(os.getpid(), 9)\n'
+            f'pd.DataFrame.to_csv = dies\n{COMMAND}')
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(file), '1'], stdout=subprocess.DEVNULL).returncode == -9
+    assert file.read_text() == before
+    sweep(STUDY, file, processes=1, seed=1)
+    assert sorted(read_results(file).seed) == [0, 1]
+
+
+def test_two_sweeps_at_once_share_a_file(tmp_path, whole):
+    "Each may do runs of the other, but a run gets one row."
+    file = tmp_path/'r.csv'
+    both = [started(file, 1) for _ in range(2)]
+    assert [o.wait(300) for o in both] == [0, 0]
+    pd.testing.assert_frame_equal(figures(file), whole)
+
+
+def test_on_a_dask_cluster_of_two_workers(tmp_path, whole):
+    distributed = pytest.importorskip('distributed', reason='a Dask cluster needs distributed: pip install distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1') as cluster:
+        assert sweep(STUDY, tmp_path/'r.csv', backend='dask', address=cluster.scheduler_address) == 0
+        with distributed.Client(cluster.scheduler_address) as client: assert len(client.scheduler_info()['workers']) == 2
+    pd.testing.assert_frame_equal(figures(tmp_path/'r.csv'), whole)
+
+
+def broken_for_two(seed: int = 0):
+    if seed == 2: raise RuntimeError('this one cannot be run')
+    return dict(value=seed)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_run_that_fails_takes_no_other_with_it(tmp_path, capsys, processes):
+    study = Study('broken', broken_for_two, ('seed',), 'r.csv', lambda: [dict(seed=s) for s in range(4)])
+    assert sweep(study, tmp_path/'r.csv', processes=processes) == 1
+    assert sorted(read_results(tmp_path/'r.csv').seed) == [0, 1, 3] and 'this one cannot be run' in capsys.readouterr().out
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(ValueError, match="backend='slurm': expected one of loky, dask, ray"): sweep(STUDY, tmp_path/'r.csv', backend='slurm')
+    with pytest.raises(TypeError, match=r"small has no \['epochs'\]: expected settings among \['variant'"): run(STUDY, tmp_path/'r.csv', epochs=3)
+    with pytest.raises(TypeError, match=r"small has no \['epochs'\]"): sweep(STUDY, tmp_path/'r.csv', epochs=3)
+    assert not (tmp_path/'r.csv').exists()
