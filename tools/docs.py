@@ -20,7 +20,7 @@ FLOORS = ['core', 'influence', 'augment', 'studies', 'tutorials']
 FOLDED = '#| eval: false\n#| code-fold: true\n'
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 FENCE = re.compile(r'^(```+).*?^\1', re.M|re.S)
-SYMBOL = re.compile(r'\[(`[^`]+`)\]\(/+([\w./]+)#([\w.]+)\)')
+SYMBOL = re.compile(r'\[(`[^`]+`)\]\(([^)\s#]*/[^)\s#]+\.html)#([\w.]+)\)')
 
 
 def process():
@@ -58,28 +58,40 @@ def readable(nb):
     """`nb` with its first paragraph, which nbdev takes for part of the title; each exported definition by itself, its source folded
     below; private ones folded only, after the public one they lead up to; figures in words; only pure imports run."""
     title,text = re.match(r'(# [^\n]*\n+> [^\n]*)?\s*(.*)', nb.cells[0].source, re.S).groups()
-    cells = [mk_cell(title, 'markdown'), mk_cell(text, 'markdown')] if title else nb.cells[:1]
-    waiting,story = [],[text]
+    cells = [new_cell(title, 'markdown'), new_cell(text, 'markdown')] if title else nb.cells[:1]
+    waiting,constants,story = [],[],[text]
+
+    def rest():
+        "What no public definition followed."
+        out = waiting + [folded(f'Source of {name}', part) for name,part in constants]
+        waiting.clear()
+        constants.clear()
+        return out
+
     for cell in nb.cells[1:]:
         directives,code = re.match(r'((?:#\|[^\n]*(?:\n|$))*)(.*)', cell.source, re.S).groups()
         exported = cell.cell_type == 'code' and re.search(r'^#\| *export(i?)\b', directives, re.M)
         if exported:
             for part in definitions(code):
-                name,public = defined(part)
-                public = public and not exported[1]
-                cells.append(mk_cell(f'#| export{"" if public else "i"}\n{part}'))
-                if public: cells,waiting = [*cells, folded('Source', part), *waiting],[]
-                elif name: waiting.append(folded(f'Source of {name}', part, name))
+                name,kind = defined(part)
+                public = kind == 'public' and not exported[1]
+                cells.append(new_cell(f'#| export{"" if public else "i"}\n{part}'))
+                if kind == 'constant': constants.append((name, part))
+                if kind not in ('public', 'private'): continue
+                whole = '\n'.join([*(o for _,o in constants), part])
+                constants.clear()
+                if public: cells += [folded('Source', whole), *rest()]
+                else: waiting.append(folded(f'Source of {name}', whole, name))
             continue
-        if not re.search(r'^#\| *(hide|default_exp)\b', directives, re.M): cells,waiting = cells + waiting,[]
+        if not re.search(r'^#\| *(hide|default_exp)\b', directives, re.M): cells += rest()
         if cell.cell_type == 'markdown': story.append(cell.source)
         else: cell.source = ('#| eval: false\n' if mixed(code) else '') + in_words(cell, story) + cell.source
         cells.append(cell)
-    nb.cells = type(nb.cells)(cells + waiting)
+    nb.cells = type(nb.cells)(cells + rest())
     return nb
 
 
-def mk_cell(source, kind='code'):
+def new_cell(source, kind='code'):
     from execnb import nbio
     from fastcore.basics import AttrDict
     return nbio.mk_cell(source, kind, metadata=AttrDict())
@@ -87,45 +99,47 @@ def mk_cell(source, kind='code'):
 
 def folded(summary, code, label=''):
     "A cell that shows `code` when it is unfolded; links to `label` lead to it."
-    return mk_cell(FOLDED + f'#| code-summary: {summary}\n' + (f'#| label: {label.lower()}\n' if label else '') + code)
+    return new_cell(FOLDED + f'#| code-summary: {summary}\n' + (f'#| label: {label.lower()}\n' if label else '') + code)
 
 
 def definitions(code):
     "`code` in parts with at most one definition each; other statements stay with what stands above them."
-    body,lines = ast.parse(code).body,code.splitlines()
-    starts = [above.end_lineno for above,node in zip(body, body[1:]) if isinstance(node, DEFINITIONS) and any(isinstance(o, DEFINITIONS) for o in body[:body.index(node)])]
-    return ['\n'.join(lines[a:b]).strip('\n') for a,b in zip([0, *starts], [*starts, len(lines)])]
+    body,lines,starts,full = ast.parse(code).body,code.splitlines(),[0],False
+    for above,node in zip([None, *body], body):
+        if full and isinstance(node, DEFINITIONS): starts.append(above.end_lineno)
+        full = full or isinstance(node, DEFINITIONS)
+    return ['\n'.join(lines[a:b]).strip('\n') for a,b in zip(starts, [*starts[1:], len(lines)])]
 
 
 def defined(part):
-    "The name that `part` defines (None for imports alone), and whether it belongs to the library's users: it and its class have no underscore."
+    "The name that `part` defines and its kind: 'public', 'private' if it or its class has an underscore, 'constant'; None for imports alone."
     from nbdev.showdoc import showdoc_nm
     body = ast.parse(part).body
     for node in body:
-        if isinstance(node, DEFINITIONS):
-            name = showdoc_nm(node)
-            name = name if isinstance(name, str) else name[0]
-            return name,not any(o.startswith('_') and not o.startswith('__') for o in name.split('.'))
-    names = [t.id for node in body if isinstance(node, ast.Assign) for t in ast.walk(node) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
-    return names[0] if names else None,False
+        if not isinstance(node, DEFINITIONS): continue
+        name = showdoc_nm(node)
+        name = name if isinstance(name, str) else name[0]
+        return name,'private' if any(o.startswith('_') and not o.endswith('__') for o in name.split('.')) else 'public'
+    names = [o.id for node in body if isinstance(node, (ast.Assign, ast.AnnAssign)) for o in ast.walk(node) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)]
+    return (names[0], 'constant') if names else (None, None)
 
 
 def in_words(cell, story):
     "What a cell's figures are called for those who cannot see them: the labels in its code, or else the last sentence before; the heading."
-    if not any('image/png' in o.get('data', {}) for o in cell.get('outputs', [])): return ''
-    text = '\n\n'.join(story)
+    if 'fig-alt' in cell.source or not any('image/png' in o.get('data', {}) for o in cell.get('outputs', [])): return ''
+    text = FENCE.sub('', '\n\n'.join(story))
     headings = re.findall(r'^#+ +(.+)', text, re.M)
-    labels = re.findall(r"""(?:label|title)\w*(?:=|\()f?(['"])([^'"{}$]{3,})\1""", cell.source)
+    labels = re.findall(r"""(?:label|title)\w*(?:=|\()(['"])([^'"{}$]{3,})\1""", cell.source)
     prose = [p for p in re.split(r'\n\s*\n', text) if not re.match(r'\s*(#|\||```|\$\$|[-*>] |!\[)', p)]
-    sentences = [s for s in re.split(r'(?<=[.!?:])\s+', plain(' '.join(prose[-1:]))) if s and '$' not in s]
-    said = '; '.join(dict.fromkeys(o for _,o in labels)) if labels else ' '.join(sentences[-1:]).rstrip(':.')
-    alt = ': '.join(o for o in ('Figure', plain(' '.join(headings[-1:])), said) if o)
+    sentences = [plain(o) for o in re.split(r'(?<=[.!?])\s+(?=[A-Z(\[*])', ' '.join(prose[-1:])) if len(o)>20 and '$' not in o and o[0] != '(']
+    said = '; '.join(dict.fromkeys(o for _,o in labels)) or ' '.join(sentences[-1:])
+    alt = ' '.join(re.sub(r'[\w)]$', r'\g<0>.', o) for o in ['Figure: ' + plain(' '.join(headings[-1:])), said] if o)
     return f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n'
 
 
 def plain(text):
     "Markdown without its marks, on one line."
-    return ' '.join(re.sub(r'[*`]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', text).split())
+    return ' '.join(re.sub(r'[*`$]|\[(?=[^\]]*\]\()|\]\([^)]*\)', '', text).split())
 
 
 def mixed(source):
@@ -160,26 +174,29 @@ def relinked(nb, path, entries):
 
 def cleaned(text, path, entries):
     """Links by the names that pages get, `12_influence.html` becomes `influence.html`, and from where `path` is. A method without an entry
-    of its own leads to its class. None to sources while they have no address; no words nobody wrote, no addresses in memory, no links in code."""
+    of its own leads to its class. None to sources while they have no address; no words nobody wrote, no addresses in memory; in code no
+    links, and no types that only say that a default is None or a function."""
     here = path.parent.as_posix()
 
     def symbol(m):
-        name,page,anchor = m.groups()
+        name,url,anchor = m.groups()
+        page = next((o for o in sorted(entries, key=len, reverse=True) if url.endswith(f'/{o}')), None)
+        if not page and '://' in url: return m[0]
         found = next((o for o in (anchor, anchor.split('.')[0]) if o in entries.get(page, ())), None)
         return f'[{name}]({relpath(page, here)}#{found})' if found else name
 
     text = re.sub(r'\[source\]\(/blob/[^)]*\)\{.*?\}\n', '\n', text)
     text = nameless(text.replace('*Call self as a function.*', ''))
-    text = SYMBOL.sub(symbol, FENCE.sub(lambda m: SYMBOL.sub(r'\1', m[0]), text))
+    text = SYMBOL.sub(symbol, FENCE.sub(lambda m: re.sub(r':(?:NoneType|function|partial|type|builtin_function_or_method)(?==)', '', SYMBOL.sub(r'\1', m[0])), text))
     return re.sub(r'(\]\(|href=")((?:[\w.-]+/)*)(?:\d+[a-z]?_)(\w+\.html)', r'\1\2\3', text)
 
 
 def nameless(text):
     "`text` without addresses in memory: functions by their names, objects by those of their classes."
     lt,gt = '(?:<|&lt;)','(?:>|&gt;)'
-    text = re.sub(rf'{lt}function (?:[\w.]|{lt}locals{gt})*?{lt}lambda{gt} at 0x[0-9a-f]+{gt}', 'lambda', text)
-    text = re.sub(rf'{lt}(?:bound method|built-in method|function) (?:(?:[\w.]|{lt}(?:locals|lambda){gt})*\.)?(\w+) (?:of .*? )?at 0x[0-9a-f]+{gt}+', r'\1', text)
+    text = re.sub(rf'{lt}(?:bound method|built-in method|function) (?:[\w.]|{lt}locals{gt})*?(\w+|{lt}lambda{gt}) (?:of .*? )?at 0x[0-9a-f]+{gt}+', r'\1', text)
     text = re.sub(rf'{lt}(?:[\w.]|{lt}locals{gt})*?(\w+) object at 0x[0-9a-f]+{gt}', r'\1()', text)
+    text = re.sub(rf'{lt}lambda{gt}', 'lambda', text)
     return text.replace('functools.partial(', 'partial(')
 
 
@@ -209,9 +226,13 @@ def at_home(css):
 
 
 def finished(page, root):
-    "The HTML of a page whose way to the top is `root`: mathematics found from there, long names broken at dots and underscores."
+    """The HTML of a page whose way to the top is `root`: mathematics found from there, long names to break at dots and underscores,
+    tables in boxes that scroll, signatures with an element a line."""
     page = re.sub(rf'(href|src)="{MATHS.name}/', rf'\1="{root}/{MATHS.name}/', page)
-    return re.sub(r'(<a [^>]*class="nav-link[^>]*data-scroll-target[^>]*>)(.*?)</a>', lambda m: m[1] + re.sub(r'([._])(?=\w)', r'\1<wbr>', m[2]) + '</a>', page)
+    page = re.sub(r'(<a [^>]*data-scroll-target[^>]*>)(.*?)(?=</a>)', lambda m: m[1] + re.sub(r'([._])(?=\w)', r'\1<wbr>', m[2]), page)
+    page = re.sub(r'<table\b.*?</table>', r'<div class="table-responsive">\g<0></div>', page, flags=re.S)
+    line = lambda m: m[1] + re.sub(r'[^\n]*\n|[^\n]+$', r'<span class="line">\g<0></span>', m[2])
+    return re.sub(r'(</h3>\n(?:<div[^>]*>)*<pre[^>]*><code[^>]*>)(<span class="kw">def</span>.*?)(?=</code>)', line, page, flags=re.S)
 
 
 def build():
