@@ -39,32 +39,39 @@ def tool(root, name, *args):
     assert done.returncode == 0, done.stdout+done.stderr
 
 
-def notebooks(root): return {p.stem: p.read_text(encoding='utf-8') for p in sorted((root/'nbs').glob('*.ipynb'))}
+def notebooks(root):
+    "Text of every notebook by its path below nbs/, without the ending."
+    return {p.relative_to(root/'nbs').with_suffix('').as_posix(): p.read_text(encoding='utf-8') for p in sorted((root/'nbs').rglob('*.ipynb'))}
 
 
 def test_every_notebook_has_its_colab_link_once(tree):
     before = notebooks(tree)
+    assert {'index', 'studies/43_toy'} < set(before)
     for name,text in before.items():
         link,install = json.loads(text)['cells'][1:3]
         assert ''.join(link['source']).endswith(f'colab.research.google.com/github/somebody/influence_aug/blob/main/nbs/{name}.ipynb)')
         assert f'git clone -q -b main {ADDRESS} ' in ''.join(install['source'])
+        assert f"os.chdir('/content/influence_aug/{Path('nbs', name).parent.as_posix()}')" in ''.join(install['source'])
         compile(re.sub('^!.*', '', ''.join(install['source']), flags=re.M), name, 'exec')
     tool(tree, 'colab.py')
     assert notebooks(tree) == before
 
 
 def test_cleaning_and_export_leave_the_links(tree):
-    before = notebooks(tree)
+    read = lambda: {name: json.loads(text) for name,text in notebooks(tree).items()}
+    before = read()
     for command in ('nbdev_export', 'nbdev_clean'): subprocess.check_call([Path(sys.executable).parent/command], cwd=tree)
-    assert notebooks(tree) == before
+    assert read() == before
 
 
 @pytest.mark.skipif(not (shutil.which('quarto') or importlib.util.find_spec('smalldocs')), reason='the site needs smalldocs (Python 3.11 or newer) or Quarto')
 def test_site_links_to_sources_and_colab(tree):
     tool(tree, 'docs.py')
-    page = (tree/'_docs'/'toy.html').read_text(encoding='utf-8')
-    assert f'href="{ADDRESS}/blob/main/influence_aug/toy.py#L' in page and 'somebody/influence_aug/blob/main/nbs/02_toy.ipynb"' in page
-    assert 'git clone' not in page
+    page = (tree/'_docs'/'studies'/'toy.html').read_text(encoding='utf-8')
+    assert f'href="{ADDRESS}/blob/main/influence_aug/studies/toy.py#L' in page and 'somebody/influence_aug/blob/main/nbs/studies/43_toy.ipynb"' in page
+    for path in (tree/'_docs').rglob('*.html'):
+        page = path.read_text(encoding='utf-8')
+        assert 'git clone' not in page and page.count('>Open in Colab<') == 1, path
 
 
 def test_readme_keeps_no_installing_cell(tree):
