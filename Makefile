@@ -46,7 +46,7 @@ readme: .venv/.dev
 docs: .venv/.dev
 	@$(QUIET) $(BIN)/python tools/docs.py
 
-_docs/index.html: .venv/.dev _quarto.yml tools/docs.py $(wildcard nbs/*.* nbs/images/* influence_aug/*.py)
+_docs/index.html: .venv/.dev _quarto.yml tools/docs.py $(wildcard nbs/*.* nbs/*/*.* influence_aug/*.py influence_aug/*/*.py)
 	@$(QUIET) $(BIN)/python tools/docs.py
 
 serve: _docs/index.html
