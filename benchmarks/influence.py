@@ -3,7 +3,8 @@
     python benchmarks/influence.py                # every check that has no row yet
     python benchmarks/influence.py head speed     # only these: head, wide, peers, ekfac, convex, cnn, speed, scaling
 
-MNIST, seed 0, 600 labels unless a check says otherwise. Peers (pyDVL, curvlinops, dattri, kronfluence) are _measured if they are installed.
+MNIST, seed 0, 600 labels unless a check says otherwise. Peers (pyDVL, curvlinops, dattri, kronfluence) are
+measured if they are installed.
 Samples that were retrained go to results/influence_retrained.csv, the scaling curve to results/influence_scaling.csv.
 """
 import argparse
@@ -27,10 +28,11 @@ from influence_aug.augment.classifier import small_cnn, train_classifier
 from influence_aug.core.batches import Batches
 from influence_aug.core.data import draw_splits, per_class
 from influence_aug.core.datasets import mnist
-from influence_aug.influence.head import (features, fit_head, head_grad, head_hessian, head_hvp, head_loss, kronecker_inverse,
-                                          sample_values, solve_head_by_cg, split_head, validation_ihvp)
+from influence_aug.influence.head import (features, fit_head, head_grad, head_hessian, head_hvp, head_loss,
+                                          kronecker_inverse, sample_values, solve_head_by_cg, split_head,
+                                          validation_ihvp)
 from influence_aug.influence.influence import Influence
-from influence_aug.influence.solvers import Curvature, FlatModel, cg, conjugate_gradient, hessian_of, hvp, lissa
+from influence_aug.influence.solvers import Curvature, cg, conjugate_gradient, hvp, lissa
 from influence_aug.studies.results import append_rows, read_results
 
 CHECKS, RETRAINED, SCALING = 'results/influence.csv', 'results/influence_retrained.csv', 'results/influence_scaling.csv'
@@ -43,7 +45,8 @@ def command(): return 'python benchmarks/influence.py '+' '.join(sys.argv[1:])
 def record(check, value, target='', note=''):
     if done(check): return
     print(f'{check}: {value:.4g} {target} {note}', flush=True)
-    append_rows(CHECKS, [dict(check=check, value=f'{value:.6g}', target=target, note=note, machine=f'{torch.get_num_threads()} CPU thread', command=command())])
+    append_rows(CHECKS, [dict(check=check, value=f'{value:.6g}', target=target, note=note,
+                              machine=f'{torch.get_num_threads()} CPU thread', command=command())])
 
 
 def done(check):
@@ -74,26 +77,35 @@ def head_problem():
     return h, y, h_val, y_val, fit_head(h, y, 10, L2).W
 
 
-def curvature(W, h, y): return Curvature(lambda v, h, y: head_hvp(v.view_as(W), W, h).flatten(), Batches((h, y)), L2, W.numel())
+def curvature(W, h, y):
+    product = lambda v, h, y: head_hvp(v.view_as(W), W, h).flatten()
+    return Curvature(product, Batches((h, y)), L2, W.numel())
 
 
 def head():
     "Closed forms, the derivative, conjugate gradients and LiSSA on F's head."
     h, y, h_val, y_val, W = head_problem()
     dense = hessian(lambda w: head_loss(w.view_as(W), h, y, L2))(W.flatten())
-    record('head_exact_err', (head_hessian(W, h, L2)-dense).abs().max().item(), '<= 1e-10', "largest difference to autograd's dense Hessian, 650 parameters, float64")
+    record('head_exact_err', (head_hessian(W, h, L2)-dense).abs().max().item(), '<= 1e-10',
+           "largest difference to autograd's dense Hessian, 650 parameters, float64")
     infl = Influence(nn.Linear(h.shape[1], 10).double(), (h, y), (h_val, y_val), l2=L2).fit()
-    record('fd_err', max(abs(infl.upweighting(h[i:i+1], y[i:i+1]).item()-by_differences(i, h, y, h_val, y_val, W)) for i in range(10)), '<= 1e-5', 'I_up of 10 samples against central differences of re-fitted heads, eps 1e-5')
+    I_up = lambda i: infl.upweighting(h[i:i+1], y[i:i+1]).item()
+    record('fd_err', max(abs(I_up(i)-by_differences(i, h, y, h_val, y_val, W)) for i in range(10)), '<= 1e-5',
+           'I_up of 10 samples against central differences of re-fitted heads, eps 1e-5')
     b, A = head_grad(W, h_val, y_val).flatten(), curvature(W, h, y)
     s = torch.linalg.solve(dense, b)
     M = kronecker_inverse(W, [(h, y)], L2)
     found = conjugate_gradient(A, b, rtol=1e-4, precondition=lambda v: M(v.view_as(W)).flatten())
-    record('cg_err', relative(found.x, s), '<= 2e-4', f'relative error of s, rtol 1e-4, Kronecker preconditioner, {found.steps} steps')
-    record('cg_residual_gap', abs(found.residual-relative(dense@found.x, b)), '<= 1e-12', f'reported residual {found.residual:.3e} against the dense one')
+    record('cg_err', relative(found.x, s), '<= 2e-4',
+           f'relative error of s, rtol 1e-4, Kronecker preconditioner, {found.steps} steps')
+    record('cg_residual_gap', abs(found.residual-relative(dense@found.x, b)), '<= 1e-12',
+           f'reported residual {found.residual:.3e} against the dense one')
     plain = cg(A, b, rtol=1e-4)
     record('cg_err_plain', relative(plain.x, s), '', f'the same without preconditioner, {plain.steps} steps')
     errors = [relative(lissa(A, b, passes=50, seed=k).x, s) for k in range(5)]
-    record('lissa_err_50', max(errors), '<= 0.04', f'largest of seeds 0-4, mean {statistics.mean(errors):.4f}; 50 passes, batches of 64, scale found by power iteration')
+    record('lissa_err_50', max(errors), '<= 0.04',
+           f'largest of seeds 0-4, mean {statistics.mean(errors):.4f}; 50 passes, batches of 64, scale found by '
+           'power iteration')
 
 
 def by_differences(i, h, y, h_val, y_val, W, eps=1e-5):
@@ -101,7 +113,9 @@ def by_differences(i, h, y, h_val, y_val, W, eps=1e-5):
     def val_loss(eps):
         f = lambda w: head_loss(w.view_as(W), h, y, L2)+eps*head_loss(w.view_as(W), h[i:i+1], y[i:i+1])
         w = W.flatten()
-        for _ in range(3): w = w-torch.linalg.solve(head_hessian(w.view_as(W), h, L2)+eps*head_hessian(w.view_as(W), h[i:i+1]), grad(f)(w))
+        for _ in range(3):
+            H = head_hessian(w.view_as(W), h, L2)+eps*head_hessian(w.view_as(W), h[i:i+1])
+            w = w-torch.linalg.solve(H, grad(f)(w))
         return head_loss(w.view_as(W), h_val, y_val)
     return ((val_loss(eps)-val_loss(-eps))/(2*eps)).item()
 
@@ -109,14 +123,17 @@ def by_differences(i, h, y, h_val, y_val, W, eps=1e-5):
 def wide():
     "Steps of conjugate gradients for a head on 512 features of a wider F."
     splits, _ = classifier()
-    with redirect_stdout(StringIO()): model = train_classifier(splits, make_model=functools.partial(small_cnn, widths=(16, 32, 32, 512)), seed=0).model
+    make_model = functools.partial(small_cnn, widths=(16, 32, 32, 512))
+    with redirect_stdout(StringIO()): model = train_classifier(splits, make_model=make_model, seed=0).model
     body, _ = split_head(model)
     h, y = features(body, splits.labelled.x.float()/255).double(), splits.labelled.y
     for l2 in (1e-2, 1e-3):
         W = fit_head(h, y, 10, l2).W
-        A, b = lambda V: head_hvp(V, W, h)+l2*V, head_grad(W, features(body, splits.tune.x.float()/255).double(), splits.tune.y)
+        A, b = lambda V: head_hvp(V, W, h)+l2*V, head_grad(W, features(body, splits.tune.x.float()/255).double(),
+                                                           splits.tune.y)
         for name, M in [('plain', None), ('kronecker', kronecker_inverse(W, [(h, y)], l2))]:
-            record(f'cg_steps_512_{name}_{l2:g}', conjugate_gradient(A, b, 1e-6, precondition=M).steps, '', f'products to residual 1e-6 with 512 features, l2 {l2:g}')
+            record(f'cg_steps_512_{name}_{l2:g}', conjugate_gradient(A, b, 1e-6, precondition=M).steps, '',
+                   f'products to residual 1e-6 with 512 features, l2 {l2:g}')
 
 
 def peers():
@@ -130,7 +147,8 @@ def peers():
         try: found = {scale: relative(run(model, h, y, b[order], steps, scale), s[order]) for scale in (1, 2, 5, 10)}
         except ImportError as e: print(f'{name} is not installed ({e})'); continue
         scale = min(found, key=lambda k: found[k] if found[k] == found[k] else 1e9)
-        record(f'lissa_err_50_{name}', found[scale], '', f'best of scales {list(found)}: {scale}; {steps} batches of 64')
+        record(f'lissa_err_50_{name}', found[scale], '',
+               f'best of scales {list(found)}: {scale}; {steps} batches of 64')
 
 
 def ekfac():
@@ -140,11 +158,14 @@ def ekfac():
     exact = sample_values(validation_ihvp(W, h, y, h_val, y_val, L2), W, h, y)
     start = time.time()
     try:
-        with TemporaryDirectory() as folder: found = values_kronfluence(nn.Sequential(as_linear(W)), (h, y), (h_val, y_val), folder)
+        with TemporaryDirectory() as folder:
+            found = values_kronfluence(nn.Sequential(as_linear(W)), (h, y), (h_val, y_val), folder)
     except ImportError as e: return print(f'kronfluence is not installed ({e})')
     seconds = time.time()-start
     ours, = median_seconds(lambda: sample_values(validation_ihvp(W, h, y, h_val, y_val, L2), W, h, y), repeats=5)
-    record('values_kronfluence', pearsonr(found, exact)[0], '', f'Pearson r with the exact values of 600 samples through the head; {seconds:.1f} s with its files, ours exactly in {ours:.3f} s')
+    record('values_kronfluence', pearsonr(found, exact)[0], '',
+           f'Pearson r with the exact values of 600 samples through the head; {seconds:.1f} s with its files, ours '
+           f'exactly in {ours:.3f} s')
 
 
 def values_kronfluence(model, train, valid, folder):
@@ -163,7 +184,8 @@ def values_kronfluence(model, train, valid, folder):
     task, train, valid = Classification(), *(torch.utils.data.TensorDataset(*o) for o in (train, valid))
     analyzer = Analyzer('head', prepare_model(model, task), task, cpu=True, output_dir=folder, disable_tqdm=True)
     analyzer.fit_all_factors('ekfac', train, per_device_batch_size=100, factor_args=FactorArguments('ekfac'))
-    analyzer.compute_pairwise_scores('scores', 'ekfac', valid, train, per_device_query_batch_size=100, per_device_train_batch_size=100, score_args=ScoreArguments(damping_factor=L2))
+    analyzer.compute_pairwise_scores('scores', 'ekfac', valid, train, per_device_query_batch_size=100,
+                                     per_device_train_batch_size=100, score_args=ScoreArguments(damping_factor=L2))
     return analyzer.load_pairwise_scores('scores')['all_modules'].double().mean(0)
 
 
@@ -186,7 +208,8 @@ def lissa_pydvl(model, h, y, b, steps, scale):
     from pydvl.influence.torch.batch_operation import HessianBatchOperation
     from pydvl.influence.torch.operator import LissaOperator
     torch.manual_seed(0)
-    op = LissaOperator(HessianBatchOperation(model, F.cross_entropy), loader(h, y, batch_size=64, shuffle=True), regularization=L2, maxiter=steps, scale=scale, rtol=0, warn_on_max_iteration=False)
+    op = LissaOperator(HessianBatchOperation(model, F.cross_entropy), loader(h, y, batch_size=64, shuffle=True),
+                       regularization=L2, maxiter=steps, scale=scale, rtol=0, warn_on_max_iteration=False)
     return op.apply(b)
 
 
@@ -219,11 +242,17 @@ def convex(n=1000, samples=60):
         actual = []
         for k, i in enumerate(chosen):
             h, labels = changed(i, kind)
-            actual.append((head_loss(fit_head(h, labels, 10, L2*n/len(h), W).W, x_val, y_val)-head_loss(W, x_val, y_val)).item())
-            append_rows(RETRAINED, [dict(experiment='convex', kind=kind, sample=i, first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(), actual=actual[-1], command=command())])
-        note = f'Pearson r, 14x14 pixels, n {n}, l2 {L2}, {samples} samples'+', +-30 degrees and +-3 pixels'*(kind == 'replaced')
-        record(check, pearsonr(predicted[kind], actual)[0], f'>= {target}', f"newton_if_{kind}: one step with the sample's own curvature; "+note)
-        record(f'{check}_first_order', pearsonr(first_order[kind], actual)[0], f'>= {target}', f'change_if_{kind}; '+note)
+            new = fit_head(h, labels, 10, L2*n/len(h), W).W
+            actual.append((head_loss(new, x_val, y_val)-head_loss(W, x_val, y_val)).item())
+            append_rows(RETRAINED, [dict(experiment='convex', kind=kind, sample=i,
+                                         first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(),
+                                         actual=actual[-1], command=command())])
+        note = f'Pearson r, 14x14 pixels, n {n}, l2 {L2}, {samples} samples'
+        note += ', +-30 degrees and +-3 pixels'*(kind == 'replaced')
+        record(check, pearsonr(predicted[kind], actual)[0], f'>= {target}',
+               f"newton_if_{kind}: one step with the sample's own curvature; "+note)
+        record(f'{check}_first_order', pearsonr(first_order[kind], actual)[0], f'>= {target}',
+               f'change_if_{kind}; '+note)
 
 
 def rotated(x):
@@ -237,25 +266,29 @@ CNN_L2, PROXIMAL = 1e-2, 1e-2
 def tanh_cnn():
     "Four convolutions and a linear layer, 654 parameters."
     layer = lambda a, stride: [nn.Conv2d(a, 4, 3, stride, 1), nn.Tanh()]
-    return nn.Sequential(*layer(1, 2), *layer(4, 1), *layer(4, 2), *layer(4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)).double()
+    return nn.Sequential(*layer(1, 2), *layer(4, 1), *layer(4, 2), *layer(4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                         nn.Linear(16, 10)).double()
 
 
 def cnn(samples=40):
-    "All layers of a small smooth network, retrained from its own parameters under a proximal term that makes the minimum unique."
+    "All layers of a small smooth network, retrained from its parameters; a proximal term makes the minimum unique."
     splits = draw_splits(source(), frac=.01, seed=0)
     pixels = lambda x: (F.avg_pool2d(x.double()/255, 2)-.13)/.3
     valid = splits.tune[torch.randperm(len(splits.tune), generator=torch.Generator().manual_seed(0))[:1000]]
     torch.manual_seed(2)
-    x, y, x_val, y_val, x_aug = pixels(splits.labelled.x), splits.labelled.y, pixels(valid.x), valid.y, pixels(rotated(splits.labelled.x))
+    x, y, x_val, y_val = pixels(splits.labelled.x), splits.labelled.y, pixels(valid.x), valid.y
+    x_aug = pixels(rotated(splits.labelled.x))
     model = train_to_rest(tanh_cnn, x, y)
     with warnings.catch_warnings(record=True):
-        infl = Influence(model, (x, y), (x_val, y_val), params='all', curvature='hessian', solver='exact', l2=CNN_L2, damping=PROXIMAL, bs=100).fit()
+        infl = Influence(model, (x, y), (x_val, y_val), params='all', curvature='hessian', solver='exact', l2=CNN_L2,
+                         damping=PROXIMAL, bs=100).fit()
     flat, theta, n = infl.problem.flat, infl.problem.theta, len(x)
     largest = infl.change_if_removed(x, y).detach().abs().argsort(descending=True)[:samples//2].tolist()
     others = [i for i in torch.randperm(n, generator=torch.Generator().manual_seed(1)).tolist() if i not in largest]
     chosen = largest+others[:samples-len(largest)]
     at = x[chosen], y[chosen]
-    first_order = {'removed': infl.change_if_removed(*at).detach(), 'replaced': infl.change_if_replaced(*at, x_aug[chosen]).detach()}
+    first_order = {'removed': infl.change_if_removed(*at).detach(),
+                   'replaced': infl.change_if_replaced(*at, x_aug[chosen]).detach()}
     predicted = {'removed': infl.newton_if_removed(*at), 'replaced': infl.newton_if_replaced(*at, x_aug[chosen])}
     L_val, H = (lambda t: flat.loss(t, x_val, y_val)), infl.A.dense(theta)
     base, chol = L_val(theta), torch.linalg.cholesky(H)
@@ -263,7 +296,9 @@ def cnn(samples=40):
     L = lambda t: flat.loss(t, x, y)+CNN_L2/2*t.square().sum()
     left = grad(L)(theta)
     def one(t, x, i): return flat.loss(t, x[i:i+1], y[i:i+1])/n
-    def hessian_of_one(x, i): return vmap(lambda v: hvp(lambda t: one(t, x, i), theta, v), chunk_size=64)(torch.eye(len(theta), dtype=theta.dtype))
+    def hessian_of_one(x, i):
+        product = lambda v: hvp(lambda t: one(t, x, i), theta, v)
+        return vmap(product, chunk_size=64)(torch.eye(len(theta), dtype=theta.dtype))
     for kind, check, target in [('removed', 'loo_cnn', '>= 0.94'), ('replaced', 'replace_cnn', '> 0.62, stretch 0.75')]:
         actual, newton = [], []
         for k, i in enumerate(chosen):
@@ -273,12 +308,21 @@ def cnn(samples=40):
             exact_H = H-hessian_of_one(x, i)+(hessian_of_one(x_aug, i) if new else 0)
             actual.append((L_val(t)-base).item())
             newton.append((L_val(theta-torch.linalg.solve(exact_H, grad(objective)(theta)))-base).item())
-            append_rows(RETRAINED, [dict(experiment='cnn', kind=kind, sample=i, first_order=first_order[kind][k].item(), newton=predicted[kind][k].item(), exact_newton=newton[-1], actual=actual[-1], exact_smallest_eigenvalue=torch.linalg.eigvalsh(exact_H)[0].item(), gradient_left=left_over, moved=(t-theta).norm().item(), command=command())])
-        note = f'{len(theta)} parameters, validation accuracy {accuracy:.3f}, l2 {CNN_L2}, d {PROXIMAL}, gradient left {left.norm():.1e}, smallest eigenvalue of H + dI {torch.linalg.eigvalsh(H)[0]:.1e}'
-        for name, p, t, what in [('', predicted[kind], target, f"newton_if_{kind}: one step with the sample's own Gauss-Newton curvature"), ('_first_order', first_order[kind], target, f'change_if_{kind}'),
-                                 ('_exact_newton', torch.tensor(newton), '', f'one step with the exact Hessian of the changed loss; Spearman {spearmanr(newton, actual)[0]:.3f}')]:
+            append_rows(RETRAINED, [dict(experiment='cnn', kind=kind, sample=i, first_order=first_order[kind][k].item(),
+                                         newton=predicted[kind][k].item(), exact_newton=newton[-1], actual=actual[-1],
+                                         exact_smallest_eigenvalue=torch.linalg.eigvalsh(exact_H)[0].item(),
+                                         gradient_left=left_over, moved=(t-theta).norm().item(), command=command())])
+        note = (f'{len(theta)} parameters, validation accuracy {accuracy:.3f}, l2 {CNN_L2}, d {PROXIMAL}, '
+                f'gradient left {left.norm():.1e}, smallest eigenvalue of H + dI {torch.linalg.eigvalsh(H)[0]:.1e}')
+        for name, p, t, what in [('', predicted[kind], target,
+                                  f"newton_if_{kind}: one step with the sample's own Gauss-Newton curvature"),
+                                 ('_first_order', first_order[kind], target, f'change_if_{kind}'),
+                                 ('_exact_newton', torch.tensor(newton), '',
+                                  f'one step with the exact Hessian of the changed loss; Spearman '
+                                  f'{spearmanr(newton, actual)[0]:.3f}')]:
             half = pearsonr(p[samples//2:], actual[samples//2:])[0]
-            record(check+name, pearsonr(p, actual)[0], t, f'{what}; Pearson r of {samples} samples, {half:.3f} over the random half; {note}')
+            record(check+name, pearsonr(p, actual)[0], t,
+                   f'{what}; Pearson r of {samples} samples, {half:.3f} over the random half; {note}')
 
 
 def train_to_rest(make_model, x, y, steps=1500):
@@ -296,10 +340,11 @@ def train_to_rest(make_model, x, y, steps=1500):
 
 
 def descend(f, theta, chol, tol=1e-9):
-    "Minimise `f` from `theta` by L-BFGS in coordinates in which the Hessian there, `chol` times its transpose, is the identity."
+    "Minimise `f` from `theta` by L-BFGS in coordinates in which the Hessian there, `chol` `chol`.T, is the identity."
     back = lambda u: theta+torch.linalg.solve_triangular(chol.T, u[:, None], upper=True)[:, 0]
     u = torch.zeros_like(theta, requires_grad=True)
-    opt = torch.optim.LBFGS([u], max_iter=500, history_size=100, tolerance_grad=tol, tolerance_change=1e-16, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS([u], max_iter=500, history_size=100, tolerance_grad=tol, tolerance_change=1e-16,
+                            line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
         value = f(back(u))
@@ -328,7 +373,8 @@ def speed():
     x, y = splits.unlabelled.x[:256].float()/255, splits.unlabelled.y[:256]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        all_layers = Influence(model, splits.labelled, splits.tune[:256], params='all', solver=functools.partial(cg, max_steps=2)).fit()
+        all_layers = Influence(model, splits.labelled, splits.tune[:256], params='all',
+                               solver=functools.partial(cg, max_steps=2)).fit()
     head_only = Influence(model, splits.labelled, splits.tune, l2=L2).fit()
     def forward():
         with torch.no_grad(): F.cross_entropy(model(x), y, reduction='none')
@@ -344,10 +390,15 @@ def speed():
         try: peer = {rtol: make(model, h, y, b.flatten()[order], rtol) for rtol in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)}
         except ImportError as e: print(f'{name} is not installed ({e})'); continue
         error, rtol = first_below(2e-4, {k: relative(f(), s.flatten()[order]) for k, f in peer.items()})
-        own_error, own = first_below(error, {k: relative(solve(k), s) for k in (1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 1e-7, 1e-9, 1e-11)})
-        ours, exactly, theirs = median_seconds(lambda: solve(own), lambda: validation_ihvp(W, h, y, h_val, y_val, L2), peer[rtol], repeats=9)
-        record(f'speed_head_vs_{name}', theirs/ours, '>= 15', f'their CG {1e3*theirs:.1f} ms to error {error:.1e} (rtol {rtol:g}, the loosest below 2e-4), ours {1e3*ours:.1f} ms to {own_error:.1e}; 600 x 64 features, l2 {L2}, float64, median of 9 interleaved')
-        record(f'speed_head_exact_vs_{name}', theirs/exactly, '', f'the same against our exact solution, {1e3*exactly:.1f} ms with gradient and Hessian')
+        tolerances = (1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 1e-7, 1e-9, 1e-11)
+        own_error, own = first_below(error, {k: relative(solve(k), s) for k in tolerances})
+        ours, exactly, theirs = median_seconds(lambda: solve(own), lambda: validation_ihvp(W, h, y, h_val, y_val, L2),
+                                               peer[rtol], repeats=9)
+        record(f'speed_head_vs_{name}', theirs/ours, '>= 15',
+               f'their CG {1e3*theirs:.1f} ms to error {error:.1e} (rtol {rtol:g}, the loosest below 2e-4), ours '
+               f'{1e3*ours:.1f} ms to {own_error:.1e}; 600 x 64 features, l2 {L2}, float64, median of 9 interleaved')
+        record(f'speed_head_exact_vs_{name}', theirs/exactly, '',
+               f'the same against our exact solution, {1e3*exactly:.1f} ms with gradient and Hessian')
 
 
 def first_below(limit, errors):
@@ -357,7 +408,8 @@ def first_below(limit, errors):
 
 def cg_pydvl(model, h, y, b, rtol):
     from pydvl.influence.torch.operator import CgOperator, HessianOperator
-    op = CgOperator(HessianOperator(model, F.cross_entropy, loader(h, y, batch_size=len(h))), regularization=L2, rtol=rtol, atol=0.)
+    op = CgOperator(HessianOperator(model, F.cross_entropy, loader(h, y, batch_size=len(h))), regularization=L2,
+                    rtol=rtol, atol=0.)
     return lambda: op.apply(b)
 
 
@@ -366,7 +418,8 @@ def cg_curvlinops(model, h, y, b, rtol):
     from curvlinops.examples import IdentityLinearOperator
     params = list(model.parameters())
     H = HessianLinearOperator(model, nn.CrossEntropyLoss(), params, [(h, y)], check_deterministic=False)
-    inverse = CGInverseLinearOperator(H+L2*IdentityLinearOperator([p.shape for p in params], b.device, b.dtype), tolerance=rtol, eps=0., max_iter=2000, max_tridiag_iter=0)
+    inverse = CGInverseLinearOperator(H+L2*IdentityLinearOperator([p.shape for p in params], b.device, b.dtype),
+                                      tolerance=rtol, eps=0., max_iter=2000, max_tridiag_iter=0)
     return lambda: inverse@b
 
 
@@ -388,9 +441,11 @@ def scale_one(kind, n):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = small_cnn(1, 10).eval() if kind == 'head' else nn.Sequential(nn.AvgPool2d(2), tanh_cnn().float(), nn.Identity())[:2]
+        smooth = lambda: nn.Sequential(nn.AvgPool2d(2), tanh_cnn().float(), nn.Identity())[:2]
+        model = small_cnn(1, 10).eval() if kind == 'head' else smooth()
         fit = {'head': lambda train: Influence(model, train, splits.tune).fit(),
-               'all': lambda train: Influence(model, train, splits.tune, params='all', solver=functools.partial(cg, max_steps=5)).fit()}[kind]
+               'all': lambda train: Influence(model, train, splits.tune, params='all',
+                                              solver=functools.partial(cg, max_steps=5)).fit()}[kind]
         fit(splits.labelled)
         before, start = peak(), time.time()
         fit(train)
@@ -402,12 +457,17 @@ def scaling():
     for kind in ('head', 'all'):
         for n in (1000, 3000, 10_000, 30_000, 100_000):
             if scaled(kind, n): continue
-            out = subprocess.run([sys.executable, __file__, 'scale_one', '--kind', kind, '--n', str(n)], capture_output=True, text=True, check=True).stdout
+            out = subprocess.run([sys.executable, __file__, 'scale_one', '--kind', kind, '--n', str(n)],
+                                 capture_output=True, text=True, check=True).stdout
             seconds, memory, before = (float(o) for o in out.split()[-3:])
-            append_rows(SCALING, [dict(params=kind, n=n, fit_seconds=seconds, peak_mib=memory, peak_before_mib=before, command=command())])
+            append_rows(SCALING, [dict(params=kind, n=n, fit_seconds=seconds, peak_mib=memory, peak_before_mib=before,
+                                       command=command())])
         (t0, m0), (t1, m1) = scaled(kind, 10_000), scaled(kind, 100_000)
-        record(f'scaling_{kind}_seconds', t1/t0/10, '1 is linear', 'seconds at 100,000 samples over seconds at 10,000, divided by ten')
-        record(f'scaling_{kind}_memory', m1-m0, 'flat', f'MiB of peak memory at 100,000 samples more than at 10,000 (about {m0:.0f}, most of it torch and MNIST)')
+        record(f'scaling_{kind}_seconds', t1/t0/10, '1 is linear',
+               'seconds at 100,000 samples over seconds at 10,000, divided by ten')
+        record(f'scaling_{kind}_memory', m1-m0, 'flat',
+               f'MiB of peak memory at 100,000 samples more than at 10,000 (about {m0:.0f}, most of it torch '
+               'and MNIST)')
 
 
 def scaled(kind, n):
@@ -417,7 +477,9 @@ def scaled(kind, n):
     return (rows.fit_seconds.iloc[-1], rows.peak_mib.iloc[-1]) if len(rows) else None
 
 
-FIRST = dict(head='head_exact_err', wide='cg_steps_512_plain_0.01', convex='replace_convex_first_order', cnn='replace_cnn_exact_newton', peers='lissa_err_50_dattri', ekfac='values_kronfluence', speed='speed_head_exact_vs_curvlinops', scaling='scaling_all_memory')
+FIRST = dict(head='head_exact_err', wide='cg_steps_512_plain_0.01', convex='replace_convex_first_order',
+             cnn='replace_cnn_exact_newton', peers='lissa_err_50_dattri', ekfac='values_kronfluence',
+             speed='speed_head_exact_vs_curvlinops', scaling='scaling_all_memory')
 
 
 def main():

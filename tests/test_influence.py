@@ -18,7 +18,7 @@ from influence_aug.core.data import draw_splits
 from influence_aug.core.datasets import mnist_sample
 from influence_aug.influence.head import *
 from influence_aug.influence.influence import *
-from influence_aug.influence.influence import FeatureBatches
+from influence_aug.influence.head import FeatureBatches
 from influence_aug.influence.ranking import *
 from influence_aug.influence.solvers import *
 from influence_aug.influence.solvers import EXACT_UP_TO, dot
@@ -163,7 +163,7 @@ def test_newton_steps_through_all_layers():
     def curvature(x): return Curvature(ggn_of(flat), Batches((x, y[:1])), 0., len(A)).dense(infl.s)/30
     def gradient(x): return grad(lambda t: flat.loss(t, x, y[:1]))(flat.theta)/30
     step = torch.linalg.solve(A-curvature(x[:1])+curvature(new[:1]), gradient(new[:1])-gradient(x[:1]))
-    expected = infl.valid_loss(flat.theta-step)-infl.valid_loss(flat.theta)
+    expected = infl._valid_loss(flat.theta-step)-infl._valid_loss(flat.theta)
     assert abs(infl.newton_if_replaced(x[:1], y[:1], new[:1])[0]-expected) < 1e-10
 
 
@@ -172,9 +172,9 @@ def test_newton_steps_of_a_wide_head_by_products():
     train, valid = (torch.randn(60, 700, dtype=F64), torch.arange(60) % 3), problem(20, 700, seed=1)
     wide = Influence(linear(700), train, valid).fit()
     exactly = Influence(linear(700), train, valid, solver='exact').fit()
-    exactly.factor = torch.linalg.lu_factor(exactly.A.dense(exactly.s))
-    solve = torch.linalg.lu_solve(*exactly.factor, wide.b[:, None])[:, 0]
-    assert wide.A.size > EXACT_UP_TO and (wide.inverse(wide.b[None])[0]-solve).norm() < 1e-3*solve.norm()
+    exactly._factor = torch.linalg.lu_factor(exactly.A.dense(exactly.s))
+    solve = torch.linalg.lu_solve(*exactly._factor, wide.b[:, None])[:, 0]
+    assert wide.A.size > EXACT_UP_TO and (wide._inverse(wide.b[None])[0]-solve).norm() < 1e-3*solve.norm()
     assert wide.newton_if_removed(train[0][:2], train[1][:2]).isfinite().all()
 
 
