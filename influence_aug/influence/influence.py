@@ -6,89 +6,30 @@
 __all__ = ['Report', 'Influence']
 
 # %% ../../nbs/influence/12_influence.ipynb #d13dab7f
-import time, warnings
+import pandas as pd, time, torch, warnings
+import torch.nn.functional as F
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from functools import cached_property
-import pandas as pd, torch
-import torch.nn.functional as F
+from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 from ..core.batches import *
 from ..core.display import *
 from .head import *
 from .solvers import *
-from .head import check_module, with_bias
+
+# %% ../../nbs/influence/12_influence.ipynb #25f0f550
+from .head import HeadProblem, check_module
 from .solvers import EXACT_UP_TO, dot, mean_over, pick_solver
-
-# %% ../../nbs/influence/12_influence.ipynb #d370fde7
-class FeatureBatches:
-    "Features (n, d) and labels of `batches`; kept in memory up to `max_bytes`, computed again at every pass beyond that."
-    def __init__(self, body, batches, max_bytes=2**28): self.body,self.batches,self.max_bytes,self.kept = body,batches,max_bytes,None
-
-    def compute(self):
-        for x,y in self.batches:
-            h = features(self.body, x)
-            yield (h if h.device.type=='mps' else h.double()),y
-
-    def __iter__(self):
-        if self.kept is not None: yield from self.kept
-        else: yield from self.compute_and_keep()
-
-    def compute_and_keep(self):
-        n = 0
-        for h,y in self.compute():
-            if n==0:
-                room = max(1, self.max_bytes//h[0].nbytes)
-                hs,ys = h.new_empty(room, h.shape[1]),y.new_empty(room)
-            if n+len(y)<=room: hs[n:n+len(y)],ys[n:n+len(y)] = h,y
-            n += len(y)
-            yield h,y
-        if n and n<=room: self.kept = Batches((hs[:n],ys[:n]), bs=4096)
-
-    def shuffled(self, bs, rng):
-        if self.kept is not None: yield from self.kept.shuffled(bs, rng)
-        else: yield from ((h[i],y[i]) for h,y in self for i in torch.randperm(len(y), generator=rng).split(bs))
-
-# %% ../../nbs/influence/12_influence.ipynb #1cb96cc5
-class HeadProblem:
-    "Influence through the head `W` on `body`'s features: closed forms."
-    def __init__(self, model):
-        self.body,head = split_head(model)
-        dtype = head.weight.dtype if head.weight.device.type=='mps' else torch.float64
-        bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
-        self.W = torch.cat([head.weight, bias[:,None]], 1).detach().to(dtype)
-
-    def refit(self, batches, l2):
-        fit = fit_head_batches(batches, len(self.W), l2, self.W)
-        self.W = fit.W
-        return fit
-
-    theta = property(lambda self: self.W.flatten())
-    def batches(self, data): return FeatureBatches(self.body, data)
-    def grad(self, h, y): return head_grad(self.W, h, y).flatten()
-    def product(self, v, h, y): return head_hvp(v.view_as(self.W), self.W, h).flatten()
-    def hessian(self, h, y): return head_hessian(self.W, h)
-
-    def preconditioner(self, batches, shift):
-        if self.W.numel()<=EXACT_UP_TO: return None
-        M = kronecker_inverse(self.W, batches, shift)
-        return lambda v: M(v.view_as(self.W)).flatten()
-
-    def jacobian(self, x):
-        "Derivative of each sample's logits in θ, (n, K, size), and the logits."
-        h = with_bias(features(self.body, x).to(self.W))
-        return torch.einsum('kl,nd->nkld', torch.eye(len(self.W)).to(h), h).flatten(2),h@self.W.T
-
-    def loss_at(self, theta, h, y): return head_loss(theta.view_as(self.W), h, y)
-
-    def values(self, s, x, y):
-        with frozen(self.body): h = self.body(x).flatten(1)
-        return sample_values(s.view_as(self.W).to(h), self.W.to(h), h, y)
 
 # %% ../../nbs/influence/12_influence.ipynb #9d6d018e
 class LayersProblem:
-    "Influence through all parameters of `model`, or those of the named `layers`: products by automatic differentiation."
-    def __init__(self, model, layers, curvature):
+    "Influence through parameters of a whole network: products by automatic differentiation."
+    def __init__(self,
+        model,     # A classifier
+        layers,    # Names of layers, or None for all of them
+        curvature, # Function of a `FlatModel`, such as `ggn_of`
+    ):
         self.flat = FlatModel(model, layers)
         self.product = curvature(self.flat)
 
@@ -97,60 +38,106 @@ class LayersProblem:
     def batches(self, data): return data
     def grad(self, x, y): return grad(self.flat.loss)(self.theta, x, y)
     def preconditioner(self, batches, shift): return None
-    def jacobian(self, x): return vmap(lambda x: jacrev(lambda t: self.flat(t, x[None])[0])(self.theta))(x),self.flat(self.theta, x)
     def loss_at(self, theta, x, y): return self.flat.loss(theta, x, y)
-    def values(self, s, x, y):
-        bs = 64 if x.device.type=='cpu' else len(x)
-        along = lambda x,y: jvp(lambda t: self.flat.loss(t, x, y, 'none'), (self.theta,), (s,))[1]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            return torch.cat([along(*o) for o in zip(x.split(bs), y.split(bs))])
+
+# %% ../../nbs/influence/12_influence.ipynb #7e0f3b8e
+@patch
+def jacobian(self:LayersProblem, x):
+    "Derivative of the logits of each of `x` in θ, (n, K, size), and the logits (n, K)."
+    of_one = lambda x: jacrev(lambda t: self.flat(t, x[None])[0])(self.theta)  # (K, size)
+    return vmap(of_one)(x),self.flat(self.theta, x)
+
+# %% ../../nbs/influence/12_influence.ipynb #478d5948
+@patch
+def values(self:LayersProblem, s, x, y):
+    "s·∇l(z) for each sample, (n,), differentiable in `x`; `s` has the shape (size,)."
+    bs = 64 if x.device.type=='cpu' else len(x)
+    along = lambda x,y: jvp(lambda t: self.flat.loss(t, x, y, 'none'), (self.theta,), (s,))[1]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        return torch.cat([along(*o) for o in zip(x.split(bs), y.split(bs))])
 
 # %% ../../nbs/influence/12_influence.ipynb #deac4483
 @dataclass
 class Report:
-    "How far the numbers of an `Influence` can be trusted."
-    parameters:str; size:int; n_train:int; n_valid:int; curvature:str; solver:str
-    l2:float; damping:float
+    "How far the numbers of an `Influence` can be trusted; shown as a table in a notebook."
+    parameters:str       # 'head', 'all', or names of layers
+    size:int             # Number of parameters
+    n_train:int          # Training samples
+    n_valid:int          # Validation samples
+    curvature:str        # 'hessian', 'ggn', or a function's name
+    solver:str           # 'exact', 'cg', 'lissa', or a function's name
+    l2:float             # Weight decay in the training loss
+    damping:float        # δ
     steps:int            # Of the solver: products with H, or LiSSA's passes
     residual:float       # ‖∇L_val − (H+δI)s‖/‖∇L_val‖, computed at the end
     grad_norm:float      # Of the regularised training loss at θ: zero at a minimum
     finishing:float      # First-order change of the validation loss if training were finished
-    scale:float          # LiSSA's
-    seconds:float
-    matrix:object = field(repr=False)
-    like:torch.Tensor = field(repr=False)
-    warnings:list = field(default_factory=list)
+    scale:float          # LiSSA's; None for other solvers
+    seconds:float        # What `fit` took
+    matrix:object = field(repr=False)    # H + δI, as a function on flat vectors
+    like:Tensor = field(repr=False)      # A vector of the type it works on
+    warnings:list = field(default_factory=list) # What to doubt, and the remedy
 
     @cached_property
     def eigenvalues(self): return extreme_eigenvalues(self.matrix, self.like)
 
-    def _repr_markdown_(self):
-        low,high = self.eigenvalues
-        rows = {'parameters': f'{self.size:,} ({self.parameters})', 'samples': f'{self.n_train:,} training, {self.n_valid:,} validation',
-                'curvature': self.curvature, 'l2, damping': f'{self.l2:g}, {self.damping:g}',
-                'solver': f'{self.solver}, {self.steps} steps'+(f', scale {self.scale:.3g}' if self.scale else ''), 'residual': f'{self.residual:.1e}',
-                'eigenvalues': f'{low:.3g} … {high:.3g}', 'gradient norm at θ': f'{self.grad_norm:.1e}',
-                'validation loss, if training were finished': f'{self.finishing:+.1e}', 'seconds': f'{self.seconds:.2f}'}
-        lines = ['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in rows.items())]
-        return '\n'.join(lines+['']+[f'**Warning.** {w}\n' for w in self.warnings])
+# %% ../../nbs/influence/12_influence.ipynb #75ac9e39
+@patch
+def _rows(self:Report):
+    low,high = self.eigenvalues
+    scale = f', scale {self.scale:.3g}' if self.scale else ''
+    return {'parameters': f'{self.size:,} ({self.parameters})',
+            'samples': f'{self.n_train:,} training, {self.n_valid:,} validation',
+            'curvature': self.curvature, 'l2, damping': f'{self.l2:g}, {self.damping:g}',
+            'solver': f'{self.solver}, {self.steps} steps{scale}', 'residual': f'{self.residual:.1e}',
+            'eigenvalues': f'{low:.3g} … {high:.3g}', 'gradient norm at θ': f'{self.grad_norm:.1e}',
+            'validation loss, if training were finished': f'{self.finishing:+.1e}', 'seconds': f'{self.seconds:.2f}'}
+
+# %% ../../nbs/influence/12_influence.ipynb #31cbc001
+@patch
+def _repr_markdown_(self:Report):
+    lines = ['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in self._rows().items())]
+    return '\n'.join(lines+['']+[f'**Warning.** {w}\n' for w in self.warnings])
 
 # %% ../../nbs/influence/12_influence.ipynb #81519448
+def _checked(name, batches, n_classes):
+    "Labels and fingerprints of each batch; raises `ValueError` for NaN or labels out of range."
+    for x,y in batches:
+        if not x.isfinite().all():
+            raise ValueError(f"{(~x.isfinite()).sum()} values in {name} are NaN or infinite: "
+                             "expected finite pixels. Look at the data and its transforms.")
+        if not (0<=y.min() and y.max()<n_classes):
+            raise ValueError(f"Labels from {y.min()} to {y.max()} in {name}: expected 0 to {n_classes-1}, "
+                             "the model's classes. Map labels to indices, or make the model with more classes.")
+        yield y.cpu(),pixel_fingerprints(x.detach().cpu()).tolist()
+
+# %% ../../nbs/influence/12_influence.ipynb #cde376bd
+def _in_both(n):
+    return ValueError(f"{n} images in one training batch are validation images too: expected none. "
+                      "Split again, without duplicates.")
+
+# %% ../../nbs/influence/12_influence.ipynb #13a11f2d
+def _check_counts(counts, n_valid):
+    "`counts` (K,) of each class in training."
+    if not counts.sum()*n_valid:
+        raise ValueError(f"{counts.sum()} training and {n_valid} validation images: expected some of both. "
+                         "Split again.")
+    if (empty := (counts==0).nonzero().flatten().tolist()):
+        raise ValueError(f"Classes without a training image: {empty}. "
+                         "Add images, or make the model with fewer classes.")
+
+# %% ../../nbs/influence/12_influence.ipynb #21eb3d7e
 def _check_data(train, valid, n_classes):
-    "Sizes of `train` and `valid`; raises `ValueError` for NaN, labels out of range, classes without a training image, or an image in both."
-    seen,counts = {},{}
-    for name,batches in [('valid',valid), ('train',train)]:
-        counts[name] = torch.zeros(n_classes, dtype=torch.long)
-        for x,y in batches:
-            if not x.isfinite().all(): raise ValueError(f"{(~x.isfinite()).sum()} values in {name} are NaN or infinite: expected finite pixels. Look at the data and its transforms.")
-            if not (0<=y.min() and y.max()<n_classes): raise ValueError(f"Labels from {y.min()} to {y.max()} in {name}: expected 0 to {n_classes-1}, the model's classes.")
-            counts[name] += torch.bincount(y.cpu(), minlength=n_classes)
-            ids = pixel_fingerprints(x.detach().cpu()).tolist()
-            if name=='valid': seen.update(dict.fromkeys(ids))
-            elif (both := sum(i in seen for i in ids)): raise ValueError(f"{both} images in one training batch are validation images too: expected none. Split again, without duplicates.")
-    n_train,n_valid = (counts[k].sum().item() for k in ('train','valid'))
-    if not n_train*n_valid: raise ValueError(f"{n_train} training and {n_valid} validation images: expected some of both.")
-    if (empty := (counts['train']==0).nonzero().flatten().tolist()): raise ValueError(f"Classes without a training image: {empty}. Add images, or make the model with fewer classes.")
-    return n_train,n_valid
+    "Numbers of training and validation samples; raises `ValueError` for data no influence can be computed from."
+    counts,n_valid,seen = torch.zeros(n_classes, dtype=torch.long),0,set()
+    for y,ids in _checked('valid', valid, n_classes):
+        n_valid += len(y)
+        seen.update(ids)
+    for y,ids in _checked('train', train, n_classes):
+        counts += torch.bincount(y, minlength=n_classes)
+        if (both := sum(i in seen for i in ids)): raise _in_both(both)
+    _check_counts(counts, n_valid)
+    return counts.sum().item(),n_valid
 
 # %% ../../nbs/influence/12_influence.ipynb #2ddfa7e2
 def _plain(*tensors):
@@ -166,146 +153,197 @@ def _n_outputs(model, batches):
     x,_ = next(iter(batches))
     try:
         with frozen(model), torch.no_grad(): return model(x[:2]).shape[1]
-    except (RuntimeError, IndexError) as e: raise ValueError(f"The model cannot take images of shape {tuple(x.shape[1:])} and type {x.dtype}: {e}") from e
+    except (RuntimeError, IndexError) as e:
+        raise ValueError(f"The model cannot take images of shape {tuple(x.shape[1:])} and type {x.dtype}: {e}. "
+                         "Resize or convert them, or make a model that takes them.") from e
+
+# %% ../../nbs/influence/12_influence.ipynb #7e4cf70b
+def _check_settings(params, curvature, solver, l2, damping):
+    if params not in ('head','all') and isinstance(params, str):
+        raise ValueError(f"params={params!r}: expected 'head', 'all', or a list of layer names such as [{params!r}].")
+    for value,known,name in [(curvature,{'auto',*CURVATURES},'curvature'), (solver,SOLVERS,'solver')]:
+        if not callable(value) and value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
+    if min(l2 or 0, damping or 0)<0: raise ValueError(f"l2={l2}, damping={damping}: expected numbers ≥ 0.")
+
+# %% ../../nbs/influence/12_influence.ipynb #5308735d
+def _problem(model, params, curvature):
+    if params=='head': return HeadProblem(model)
+    return LayersProblem(model, None if params=='all' else params, CURVATURES.get(curvature, curvature))
+
+# %% ../../nbs/influence/12_influence.ipynb #10c9e527
+def _shift(l2, damping, refit):
+    "λ and δ, by default 1e-2 and 0 for a re-fitted head, else 0 and 1e-2; warns where both are 0."
+    defaults = (1e-2,0.) if refit else (0.,1e-2)
+    pair = tuple(d if given is None else given for given,d in zip((l2,damping), defaults))
+    if not sum(pair)>0: warnings.warn("l2 and damping are both 0: H may have no inverse. damping=1e-3 is a start.")
+    return pair
 
 # %% ../../nbs/influence/12_influence.ipynb #d61801ba
 class Influence:
-    "What single samples of `train` do to the loss of `model` on `valid`. Call `fit` first; the model is never changed."
+    "What single samples do to the validation loss: call `fit` first. Raises `ValueError` for bad settings."
     def __init__(self,
-        model,            # A classifier; for `params='head'` it must end in `nn.Linear`
+        model,            # A classifier, never changed; for `params='head'` it must end in `nn.Linear`
         train,            # Pair of tensors, `Images`, or a fastai or PyTorch DataLoader
         valid,            # The same; disjoint from `train`
         params='head',    # 'head', 'all', or a list of layer names
-        curvature='auto', # 'hessian' or 'ggn', or a function of a `FlatModel`; by default GGN for more than the head
-        solver='auto',    # 'exact', 'cg' or 'lissa', or a function (A, b) ↦ `Solution`; by default exact up to 2,000 parameters, then cg
-        l2=None,          # Weight decay in the training loss, counted once; by default 1e-2 for a re-fitted head, 0 otherwise
-        damping=None,     # Added to H on top; by default 0 for a re-fitted head, 1e-2 otherwise
+        curvature='auto', # 'hessian', 'ggn' or a function of a `FlatModel`; by default GGN for more than the head
+        solver='auto',    # 'exact', 'cg', 'lissa' or (A, b) ↦ `Solution`; by default exact up to 2,000 parameters
+        l2=None,          # Weight decay in the loss, counted once; by default 1e-2 for a re-fitted head, else 0
+        damping=None,     # δ, added to H on top; by default 0 for a re-fitted head, else 1e-2
         refit=True,       # Put the head at its minimum first, as influence assumes; only for `params='head'`
         bs=256,           # Batch size for tensors and `Images`
     ):
-        whole = params!='head'
-        if params not in ('head','all') and isinstance(params, str): raise ValueError(f"params={params!r}: expected 'head', 'all', or a list of layer names such as [{params!r}].")
-        for value,known,name in [(curvature,{'auto',*CURVATURES},'curvature'), (solver,SOLVERS,'solver')]:
-            if not callable(value) and value not in known: raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
-        if min(l2 or 0, damping or 0)<0: raise ValueError(f"l2={l2}, damping={damping}: expected numbers ≥ 0.")
+        _check_settings(params, curvature, solver, l2, damping)
         check_module(model)
-        p = next(model.parameters())
+        p,head = next(model.parameters()),params=='head'
         self.train,self.valid = (Batches(o, bs, p.device, p.dtype) for o in (train,valid))
-        self.model,self.params,self.solver,self.refit = model,params,solver,refit and not whole
-        self.curvature = 'hessian' if not whole else 'ggn' if curvature=='auto' else curvature
-        self.l2 = (1e-2 if self.refit else 0.) if l2 is None else l2
-        self.damping = (0. if self.refit else 1e-2) if damping is None else damping
-        layers = None if params=='all' else params
-        self.problem = LayersProblem(model, layers, CURVATURES.get(self.curvature, self.curvature)) if whole else HeadProblem(model)
-        if not self.l2+self.damping>0: warnings.warn("l2 and damping are both 0: H may have no inverse. damping=1e-3 is a start.")
+        self.model,self.params,self.solver,self.refit = model,params,solver,refit and head
+        self.curvature = 'hessian' if head else 'ggn' if curvature=='auto' else curvature
+        self.l2,self.damping = _shift(l2, damping, self.refit)
+        self.problem = _problem(model, params, self.curvature)
+
+# %% ../../nbs/influence/12_influence.ipynb #7fb28d01
+@patch
+def _not_at_rest(self:Influence):
+    r = self.report
+    remedy = "Pass refit=True" if self.params=='head' else (
+             "Train on with this weight decay in the loss, set l2 to the one that was in it, or use params='head'")
+    return (f"θ is not at a minimum: the gradient of the training loss with l2={self.l2:g} has norm {r.grad_norm:.1e}, "
+            f"that of the validation loss {self.b.norm():.1e}. Predictions assume zero. {remedy}.")
+
+# %% ../../nbs/influence/12_influence.ipynb #8dff2f0e
+@patch
+def _warn(self:Influence, found):
+    "Put what is doubtful into the report, after what the solver `found`, and warn of it; returns itself."
+    r,w = self.report,self.report.warnings
+    if found: w.append(found)
+    if r.grad_norm>1e-2*self.b.norm(): w.append(self._not_at_rest())
+    by_products = r.curvature=='hessian' and self.params!='head' and r.solver!='exact'
+    if by_products and not found and r.eigenvalues[0]<=0:
+        w.append(f"The smallest eigenvalue of H + δI is {r.eigenvalues[0]:.1e}: θ is no minimum. "
+                 "Raise damping by more than that, or use curvature='ggn'.")
+    for o in w: warnings.warn(o, stacklevel=3)
+    return self
+
+# %% ../../nbs/influence/12_influence.ipynb #017d52ae
+@patch
+def _solve(self:Influence):
+    "Compute s_val; returns the solver's name and its `Solution`."
+    shift,problem,(train,valid) = self.l2+self.damping,self.problem,self.fitted_on
+    self.b = mean_over(valid, problem.grad)  # (size,): ∇L_val
+    M = problem.preconditioner(train, shift)
+    self.A = Curvature(problem.product, train, shift, len(self.b), problem.hessian, M)
+    name = pick_solver(self.A) if self.solver=='auto' else self.solver
+    found = SOLVERS.get(name, name)(self.A, self.b)
+    self.s,self._factor = found.x,None
+    return _name(name),found
 
 # %% ../../nbs/influence/12_influence.ipynb #7fb28db5
 @patch
 def fit(self:Influence):
-    "Re-fit the head if asked, compute s_val = (H + δI)⁻¹∇L_val, and write the `report`."
-    start,problem,shift = time.time(),self.problem,self.l2+self.damping
+    "Re-fit the head if asked, compute s_val = (H + δI)⁻¹∇L_val, write the `report`; raises `ValueError` for bad data."
+    start,problem = time.time(),self.problem
     self.n,n_valid = _check_data(self.train, self.valid, _n_outputs(self.model, self.train))
-    train,valid = problem.batches(self.train),problem.batches(self.valid)
+    self.fitted_on = train,_ = problem.batches(self.train),problem.batches(self.valid)
     if self.refit: problem.refit(train, self.l2)
-    g,b = mean_over(train, problem.grad)+self.l2*problem.theta,mean_over(valid, problem.grad)
-    self.A = Curvature(problem.product, train, shift, len(b), problem.hessian, problem.preconditioner(train, shift))
-    name = pick_solver(self.A) if self.solver=='auto' else self.solver
-    found = SOLVERS.get(name, name)(self.A, b)
-    self.s,self.fitted_on,self.b,self.factor = found.x,(train,valid),b,None
-    self.report = Report(str(self.params), len(b), self.n, n_valid, _name(self.curvature), _name(name), self.l2, self.damping,
-                         found.steps, found.residual, g.norm().item(), -dot(self.s, g).item(), found.scale, time.time()-start, self.A, b)
-    self._warn(found.warning)
-    return self
-
-# %% ../../nbs/influence/12_influence.ipynb #7fb28d01
-@patch
-def _warn(self:Influence, found):
-    r,w = self.report,self.report.warnings
-    if found: w.append(found)
-    if r.grad_norm>1e-2*self.b.norm():
-        remedy = "Pass refit=True" if self.params=='head' else "Train on with this weight decay in the loss, set l2 to the one that was in it, or use params='head'"
-        w.append(f"θ is not at a minimum: the gradient of the training loss with l2={self.l2:g} has norm {r.grad_norm:.1e}, that of the validation loss {self.b.norm():.1e}. Predictions assume zero. {remedy}.")
-    if r.curvature=='hessian' and self.params!='head' and r.solver!='exact' and not found and r.eigenvalues[0]<=0:
-        w.append(f"The smallest eigenvalue of H + δI is {r.eigenvalues[0]:.1e}: θ is no minimum. Raise damping by more than that, or use curvature='ggn'.")
-    for o in w: warnings.warn(o, stacklevel=3)
+    g = mean_over(train, problem.grad)+self.l2*problem.theta  # (size,): what is left of ∇L
+    name,found = self._solve()
+    said = str(self.params),len(g),self.n,n_valid,_name(self.curvature),name,self.l2,self.damping
+    went = found.steps,found.residual,g.norm().item(),-dot(self.s, g).item(),found.scale,time.time()-start
+    self.report = Report(*said, *went, self.A, self.b)
+    return self._warn(found.warning)
 
 # %% ../../nbs/influence/12_influence.ipynb #5714a38d
 @patch
-def values(self:Influence, x, y):
-    "s_val·∇l(z) for each sample, shape (n,), differentiable in the images `x`. Positive: more weight on it lowers the validation loss."
+def values(self:Influence,
+    x, # Images (n, …), in which the values are differentiable
+    y, # Labels (n,)
+)->Tensor: # (n,)
+    "s_val·∇l(z) for each sample; positive: more weight on it lowers the validation loss. Raises before `fit`."
     if not hasattr(self, 's'): raise RuntimeError("No s_val yet: call fit() first.")
     return self.problem.values(self.s, *_plain(x, y))
 
 # %% ../../nbs/influence/12_influence.ipynb #5714a301
 @patch
-def upweighting(self:Influence, x, y):
-    "I_up (Eq. 14): derivative of the validation loss in the sample's weight, shape (n,). Negative helps."
+def upweighting(self:Influence, x, y)->Tensor:
+    "I_up (Eq. 14): derivative of the validation loss in the sample's weight. Negative helps."
     return -self.values(x, y)
 
 # %% ../../nbs/influence/12_influence.ipynb #5714a302
 @patch
-def augmenting(self:Influence, x, y, x_aug):
+def augmenting(self:Influence,
+    x, # Images (n, …)
+    y, # Labels (n,)
+    x_aug, # Their augmentations, like `x`
+)->Tensor: # (n,)
     "I_aug (Eqs. 18, 19): the same for moving weight from a sample to its augmentation. Negative helps."
     return self.upweighting(x_aug, y) - self.upweighting(x, y)
 
 # %% ../../nbs/influence/12_influence.ipynb #5714a303
 @patch
-def change_if_removed(self:Influence, x, y):
-    "Predicted change of the validation loss if the sample is left out (Eq. 10), shape (n,). Negative helps."
+def change_if_removed(self:Influence, x, y)->Tensor:
+    "Predicted change of the validation loss if the sample is left out (Eq. 10). Negative helps."
     return -self.upweighting(x, y)/self.n
 
 # %% ../../nbs/influence/12_influence.ipynb #5714a304
 @patch
-def change_if_replaced(self:Influence, x, y, x_aug):
-    "Predicted change of the validation loss if the sample gives way to its augmentation (Eq. 15), shape (n,). Negative helps."
+def change_if_replaced(self:Influence, x, y, x_aug)->Tensor:
+    "Predicted change of the validation loss if the sample gives way to its augmentation (Eq. 15). Negative helps."
     return self.augmenting(x, y, x_aug)/self.n
 
 # %% ../../nbs/influence/12_influence.ipynb #5714a305
 @patch
-def table(self:Influence, data):
-    "One row for each sample of `data`: label, value, predicted change if removed."
-    rows = [(y.cpu(), self.values(x, y).detach().cpu()) for x,y in Batches(data, self.train.bs, self.train.device, self.train.dtype)]
-    y,v = (torch.cat(o).numpy() for o in zip(*rows))
+def table(self:Influence, data)->pd.DataFrame:
+    "One row for each sample of `data`, given as `train` is: label, value, predicted change if removed."
+    batches = Batches(data, self.train.bs, self.train.device, self.train.dtype)
+    labels,found = zip(*((y.cpu(), self.values(x, y).detach().cpu()) for x,y in batches))
+    y,v = (torch.cat(o).numpy() for o in (labels,found))
     return pd.DataFrame(dict(label=y, value=v, change_if_removed=v/self.n))
 
-# %% ../../nbs/influence/12_influence.ipynb #464620f2
+# %% ../../nbs/influence/12_influence.ipynb #46462004
 @patch
-def newton_if_removed(self:Influence, x, y):
-    "The same as `change_if_removed` after one Newton step with the sample's own curvature, validation loss read there. Many solves a sample: for few samples, or small problems."
-    return self._newton(y, (-1, x))
+def _inverse(self:Influence, B):
+    "(H + δI)⁻¹ times each row of `B` (m, size)."
+    if self.A.size>EXACT_UP_TO: return torch.stack([cg(self.A, b).x for b in B])
+    if self._factor is None: self._factor = torch.linalg.lu_factor(self.A.dense(B))
+    return torch.linalg.lu_solve(*self._factor, B.T).T
 
-# %% ../../nbs/influence/12_influence.ipynb #46462001
+# %% ../../nbs/influence/12_influence.ipynb #b63ebbb8
 @patch
-def newton_if_replaced(self:Influence, x, y, x_aug):
-    "The same as `change_if_replaced`, after one such step."
-    return self._newton(y, (-1, x), (1, x_aug))
+def _own_step(self:Influence, changes, y):
+    "−Δθ (size,) for one sample of label `y`; `changes` are up to two of (w, J (K, size), logits (K,))."
+    ws,Js,logits = zip(*changes)
+    ps = [z.softmax(0) for z in logits]                                          # (K,) each
+    J = torch.cat(Js)                                                            # (2K, size)
+    Q = torch.block_diag(*[w*(p.diag()-p.outer(p)) for w,p in zip(ws,ps)])       # (2K, 2K)
+    r = torch.cat([w*(p-F.one_hot(y, len(p)).to(p)) for w,p in zip(ws,ps)])      # (2K,)
+    V = self._inverse(J)                                                         # (2K, size)
+    return V.T@torch.linalg.solve(torch.eye(len(r)).to(r)+Q@(V@J.T), r)
+
+# %% ../../nbs/influence/12_influence.ipynb #46462003
+@patch
+def _valid_loss(self:Influence, theta):
+    with torch.no_grad(): return mean_over(self.fitted_on[1], lambda x,y: self.problem.loss_at(theta, x, y))
 
 # %% ../../nbs/influence/12_influence.ipynb #46462002
 @patch
 def _newton(self:Influence, y, *signed):
-    y, = _plain(y)
-    parts = [(sign/self.n, *self.problem.jacobian(*_plain(x))) for sign,x in signed]
-    before,loss = self.valid_loss(self.problem.theta),[]
-    for i in progress(range(len(y))):
-        U = torch.cat([J[i] for _,J,_ in parts])
-        p = [(w, z[i].softmax(0)) for w,_,z in parts]
-        C = torch.block_diag(*[w*(p.diag()-p.outer(p)) for w,p in p])
-        c = torch.cat([w*(p-F.one_hot(y[i], len(p)).to(p)) for w,p in p])
-        V = self.inverse(U)
-        step = V.T@torch.linalg.solve(torch.eye(len(c)).to(c)+C@(V@U.T), c)
-        loss.append(self.valid_loss(self.problem.theta-step)-before)
-    return torch.stack(loss)
+    "Changes of the validation loss (n,) after each sample's own step; `signed` are (−1 or +1, images)."
+    labels, = _plain(y)
+    theta,changes = self.problem.theta,[(sign/self.n, *self.problem.jacobian(*_plain(x))) for sign,x in signed]
+    step = lambda i: self._own_step([(w,J[i],logits[i]) for w,J,logits in changes], labels[i])
+    before = self._valid_loss(theta)
+    return torch.stack([self._valid_loss(theta-step(i))-before for i in progress(range(len(labels)))])
 
-# %% ../../nbs/influence/12_influence.ipynb #46462003
+# %% ../../nbs/influence/12_influence.ipynb #464620f2
 @patch
-def valid_loss(self:Influence, theta):
-    "Loss on the validation set at the flat parameters `theta`."
-    with torch.no_grad(): return mean_over(self.fitted_on[1], lambda x,y: self.problem.loss_at(theta, x, y))
+def newton_if_removed(self:Influence, x, y)->Tensor:
+    "As `change_if_removed`, after a Newton step with the sample's own curvature: many solves, for few samples."
+    return self._newton(y, (-1, x))
 
-# %% ../../nbs/influence/12_influence.ipynb #46462004
+# %% ../../nbs/influence/12_influence.ipynb #46462001
 @patch
-def inverse(self:Influence, B):
-    "(H + δI)⁻¹ times each row of `B` (m, size)."
-    if self.A.size>EXACT_UP_TO: return torch.stack([cg(self.A, b).x for b in B])
-    if self.factor is None: self.factor = torch.linalg.lu_factor(self.A.dense(B))
-    return torch.linalg.lu_solve(*self.factor, B.T).T
+def newton_if_replaced(self:Influence, x, y, x_aug)->Tensor:
+    "As `change_if_replaced`, after one such step."
+    return self._newton(y, (-1, x), (1, x_aug))

@@ -6,111 +6,159 @@
 __all__ = ['per_image', 'rank_augmentations', 'plot_ranking']
 
 # %% ../../nbs/influence/13_ranking.ipynb #044a2dcb
-import warnings
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms import v2
 from ..core.batches import *
-from ..core.data import *
 from ..core.display import *
 from .head import *
 from .influence import *
 from .solvers import *
+
+# %% ../../nbs/influence/13_ranking.ipynb #9e310f38
 from ..core.batches import PixelScale
 from ..core.data import check_pixels
-from .head import with_bias
-from .influence import FeatureBatches
+from .head import FeatureBatches, with_bias
 from .solvers import Mixture, mean_over
+
+# %% ../../nbs/influence/13_ranking.ipynb #75da2f03
+def per_image(
+    transform, # Function of one image (c, h, w), such as a torchvision v2 transform
+):             # Function of a batch of images (n, c, h, w)
+    "A policy that calls `transform` on each image of a batch."
+    return lambda x: torch.stack([transform(o) for o in x])
+
+# %% ../../nbs/influence/13_ranking.ipynb #75da2f02
+def as_policy(
+    f, # A function on batches, or a torchvision v2 transform
+):
+    "`f` as a function on batches: a torchvision transform is called on each image."
+    return per_image(f) if isinstance(f, v2.Transform) else f
+
+# %% ../../nbs/influence/13_ranking.ipynb #a8e62a16
+_IN_RANGE = 'images in [0, 1]; clamp(0, 1) them'
+
+# %% ../../nbs/influence/13_ranking.ipynb #75da2f01
+def check_augmented(
+    x,   # Images (n, c, h, w) in [0, 1]
+    new, # What an augmentation made of them
+):
+    "Raise `ValueError` if `new` cannot be augmented `x`; a little beyond 0 and 1 is let pass."
+    wrong = lambda found, expected: ValueError(f"An augmentation {found}: expected {expected}.")
+    if not isinstance(new, Tensor): raise wrong(f"returned a {type(new).__name__}", 'a tensor of images')
+    was,now = tuple(x.shape),tuple(new.shape)
+    if now!=was: raise wrong(f"turned images of shape {was} into {now}", 'the same shape')
+    if not new.isfinite().all(): raise wrong(f"made {(~new.isfinite()).sum()} values that are not finite", _IN_RANGE)
+    if new.min()<-1 or new.max()>2: raise wrong(f"made values from {new.min():.4g} to {new.max():.4g}", _IN_RANGE)
+
+# %% ../../nbs/influence/13_ranking.ipynb #f4783579
+def _drawn(policy, pixels, seed):
+    "`policy` of `pixels`, both checked, with a seed of its own; the generator's state is put back."
+    check_pixels(pixels)
+    with torch.random.fork_rng([pixels.device] if pixels.is_cuda else []), torch.no_grad():
+        torch.manual_seed(seed)
+        new = policy(pixels)
+    check_augmented(pixels, new)
+    return new
 
 # %% ../../nbs/influence/13_ranking.ipynb #75da2f95
 class Augmented:
-    "`batches` with `policy` applied to their pixels, the same at every pass; undoes and redoes fastai's `Normalize` around it."
-    def __init__(self, batches, policy, seed=0, scale=None):
+    "`batches` with `policy` applied to their pixels, the same at every pass; fastai's `Normalize` undone and redone."
+    def __init__(self,
+        batches,    # Re-iterable (images, labels)
+        policy,     # Function on batches of images in [0, 1], or a torchvision v2 transform
+        seed=0,     # Of the policy's draws
+        scale=None, # `PixelScale`, by default that of `batches`
+    ):
         self.batches,self.policy,self.seed = batches,as_policy(policy),seed
         self.scale = scale or getattr(batches, 'scale', PixelScale())
 
     def __iter__(self):
         for i,(x,y) in enumerate(self.batches):
-            with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
-                torch.manual_seed(100_003*self.seed+i)
-                pixels = self.scale.to_pixels(x)
-                check_pixels(pixels)
-                new = self.policy(pixels)
-            check_augmented(pixels, new)
+            new = _drawn(self.policy, self.scale.to_pixels(x), 100_003*self.seed+i)
             yield self.scale.from_pixels(new).to(x),y
 
-# %% ../../nbs/influence/13_ranking.ipynb #75da2f01
-def check_augmented(x, new):
-    "Raise `ValueError` if `new` cannot be what an augmentation made of the images `x` in [0, 1]; a little beyond 0 and 1 is let pass."
-    if not isinstance(new, torch.Tensor): raise ValueError(f"An augmentation returned a {type(new).__name__}: expected a tensor of images.")
-    if new.shape!=x.shape: raise ValueError(f"An augmentation turned images of shape {tuple(x.shape)} into {tuple(new.shape)}: expected the same shape.")
-    if not new.isfinite().all(): raise ValueError(f"An augmentation made {(~new.isfinite()).sum()} values that are not finite: expected images in [0, 1].")
-    if new.min()<-1 or new.max()>2: raise ValueError(f"An augmentation made values from {new.min():.4g} to {new.max():.4g}: expected images in [0, 1].")
+# %% ../../nbs/influence/13_ranking.ipynb #398ca124
+def _copies(infl, policy, draws, seed):
+    "Features of `draws` random copies of each training image of `infl`, in equal shares."
+    body = infl.problem.body
+    return Mixture(*[(1/draws, FeatureBatches(body, Augmented(infl.train, policy, seed+k))) for k in range(draws)])
 
-# %% ../../nbs/influence/13_ranking.ipynb #75da2f02
-def as_policy(f):
-    "A function on batches; a torchvision v2 transform is called on each image, since on a batch it would draw once for all."
-    return per_image(f) if isinstance(f, v2.Transform) else f
+# %% ../../nbs/influence/13_ranking.ipynb #10a0ecd9
+def _loss_changes(W, W_new, valid):
+    "Change of each validation sample's loss from head `W` to `W_new`, (n,)."
+    losses = lambda W,h,y: F.cross_entropy(with_bias(h)@W.T, y, reduction='none')
+    return torch.cat([losses(W_new,h,y)-losses(W,h,y) for h,y in valid])
 
-# %% ../../nbs/influence/13_ranking.ipynb #75da2f03
-def per_image(transform):
-    "A policy that calls the torchvision `transform` on each image of a batch (n, c, h, w) in [0, 1]."
-    return lambda x: torch.stack([transform(o) for o in x])
+# %% ../../nbs/influence/13_ranking.ipynb #0455fc08
+def _effects(infl, policy, share, draws, seed):
+    "Change of each validation sample's loss (n,): to first order, and with the head fitted again."
+    (train,valid),W,loss_grad = infl.fitted_on,infl.problem.W,infl.problem.grad                  # W (K, d+1)
+    copies = _copies(infl, policy, draws, seed)
+    G = share*(mean_over(copies, loss_grad)-mean_over(train, loss_grad)).view_as(W)              # (K, d+1)
+    T = solve_head(W, train, infl.l2, G)                                                         # (K, d+1)
+    W_share = fit_head_batches(Mixture((1-share, train), (share, copies)), len(W), infl.l2, W).W # (K, d+1)
+    first_order = torch.cat([-sample_values(T, W, h, y) for h,y in valid])
+    return dict(first_order=first_order.cpu().numpy(), refit=_loss_changes(W, W_share, valid).cpu().numpy())
 
-# %% ../../nbs/influence/13_ranking.ipynb #66fe4a3d
-def rank_augmentations(
-    model,         # A classifier that ends in `nn.Linear`
-    train, valid,  # As for `Influence`; images in [0, 1] before any fastai `Normalize`
-    candidates,    # Name → function from a batch of images to a batch, or torchvision v2 transform
-    l2=1e-2,       # Weight decay of the head fit
-    share=.1,      # Weight of the augmented copies in it, against the originals
-    draws=1,       # Random copies of each image
-    n_boot=1000,   # Bootstrap samples of the validation set for the 95% intervals
-    seed=0, bs=256,
-):
-    "Predicted change of validation loss for each candidate, best first, with its 95% interval from `low` to `high`: by re-fitting the head to originals and a `share` of augmented copies, and to first order."
-    if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
-    _check_candidates(candidates, Batches(train, bs))
-    infl = Influence(model, train, valid, l2=l2, bs=bs).fit()
-    rows = {k: _effects(infl, f, share, draws, seed) for k,f in progress(candidates.items())}
-    rng = np.random.default_rng(seed)
-    table = pd.DataFrame({k: [v['refit'].mean(), *_interval(v['refit'], n_boot, rng), v['first_order'].mean()] for k,v in rows.items()}, index=['predicted','low','high','first_order']).T
-    table.insert(3, 'verdict', np.select([table.high<0, table.low>0], ['helps','may harm'], 'cannot tell'))
-    return table.rename_axis('candidate').sort_values('predicted')
+# %% ../../nbs/influence/13_ranking.ipynb #0455fc01
+def _interval(changes, n_boot, rng):
+    "95% bootstrap interval of the mean of `changes` (n,)."
+    means = [changes[rng.integers(0, len(changes), len(changes))].mean() for _ in range(n_boot)]
+    return np.quantile(means, [.025,.975])
 
 # %% ../../nbs/influence/13_ranking.ipynb #66fe4a01
 def _check_candidates(candidates, batches):
     "Raise `ValueError` that names the candidate which fails on a few images."
-    if not isinstance(candidates, dict) or not candidates: raise ValueError(f"candidates={candidates!r}: expected a dict of names and functions, such as {{'mirror': lambda x: x.flip(3)}}.")
+    if not isinstance(candidates, dict) or not candidates:
+        raise ValueError(f"candidates={candidates!r}: expected a dict of names and functions, "
+                         "such as {'mirror': lambda x: x.flip(3)}.")
     x,y = next(iter(batches))
     for k,f in candidates.items():
         try: list(Augmented([(x[:5],y[:5])], f, scale=batches.scale))
         except Exception as e: raise ValueError(f"Candidate {k!r} failed on {len(x[:5])} images: {e}") from e
 
-# %% ../../nbs/influence/13_ranking.ipynb #0455fc08
-def _effects(infl, policy, share, draws, seed):
-    "First-order and re-fitted change of each validation sample's loss."
-    P,(train,valid),l2 = infl.problem,infl.fitted_on,infl.l2
-    copies = Mixture(*[(1/draws, FeatureBatches(P.body, Augmented(infl.train, policy, seed+k))) for k in range(draws)])
-    T = solve_head(P.W, train, l2, share*(mean_over(copies, P.grad)-mean_over(train, P.grad)).view_as(P.W))
-    W = fit_head_batches(Mixture((1-share, train), (share, copies)), len(P.W), l2, P.W).W
-    losses = lambda W,h,y: F.cross_entropy(with_bias(h)@W.T, y, reduction='none')
-    return dict(first_order=torch.cat([-sample_values(T, P.W, h, y) for h,y in valid]).cpu().numpy(),
-                refit=torch.cat([losses(W,h,y)-losses(P.W,h,y) for h,y in valid]).cpu().numpy())
+# %% ../../nbs/influence/13_ranking.ipynb #c54e2ef8
+def _ranked(effects, n_boot, rng):
+    "The table of `rank_augmentations` from each candidate's effects."
+    columns = ['predicted','low','high','first_order']
+    row = lambda o: [o['refit'].mean(), *_interval(o['refit'], n_boot, rng), o['first_order'].mean()]
+    table = pd.DataFrame({k: row(o) for k,o in effects.items()}, index=columns).T
+    table.insert(3, 'verdict', np.select([table.high<0, table.low>0], ['helps','may harm'], 'cannot tell'))
+    return table.rename_axis('candidate').sort_values('predicted')
 
-# %% ../../nbs/influence/13_ranking.ipynb #0455fc01
-def _interval(changes, n_boot, rng):
-    return np.quantile([changes[rng.integers(0, len(changes), len(changes))].mean() for _ in range(n_boot)], [.025,.975])
+# %% ../../nbs/influence/13_ranking.ipynb #66fe4a3d
+def rank_augmentations(
+    model,         # A classifier that ends in `nn.Linear`
+    train,         # As for `Influence`; images in [0, 1] before any fastai `Normalize`
+    valid,         # The same, disjoint from `train`
+    candidates,    # Name → function from a batch of images to a batch, or torchvision v2 transform
+    l2=1e-2,       # Weight decay of the head fit
+    share=.1,      # α, weight of the augmented copies against the originals, in (0, 1]
+    draws=1,       # Random copies of each image
+    n_boot=1000,   # Bootstrap samples of the validation set for the 95% intervals
+    seed=0,        # Of the copies and the bootstrap
+    bs=256,        # Batch size for tensors and `Images`
+)->pd.DataFrame:   # Predicted change with its interval from `low` to `high`, verdict, and first order
+    "Predicted change of validation loss for each candidate, best first; raises `ValueError` naming one that fails."
+    if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
+    _check_candidates(candidates, Batches(train, bs))
+    infl = Influence(model, train, valid, l2=l2, bs=bs).fit()
+    effects = {k: _effects(infl, f, share, draws, seed) for k,f in progress(candidates.items())}
+    return _ranked(effects, n_boot, np.random.default_rng(seed))
 
 # %% ../../nbs/influence/13_ranking.ipynb #0db3769d
-def plot_ranking(table, ax=None):
-    "Draw the result of `rank_augmentations`: predicted change with its interval, first order as a cross where it is within the frame."
+def plot_ranking(
+    table,   # What `rank_augmentations` returns
+    ax=None, # Axes to draw on, by default new ones
+):
+    "Draw predicted changes with intervals, first order as a cross where it is within the frame; returns the axes."
     ax = ax or plt.subplots(figsize=(5, .28*len(table)+.8))[1]
     at,x = range(len(table)),table['predicted']
     ax.errorbar(x, at, xerr=[x-table['low'], table['high']-x], fmt='o', label='re-fitted head')
     ax.plot(table['first_order'], at, 'x', color='.5', label='first order')
     ax.axvline(0, color='.7', lw=.7); ax.set_yticks(at, table.index); ax.invert_yaxis()
     low,high = table['low'].min(),table['high'].max()
-    ax.set_xlim(low-.2*(high-low), high+.2*(high-low))
-    ax.set(xlabel='predicted change of validation loss'); ax.legend()
+    ax.set(xlim=(low-.2*(high-low), high+.2*(high-low)), xlabel='predicted change of validation loss'); ax.legend()
     return ax
