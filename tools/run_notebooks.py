@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 import colab
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')
 SKIPPED = '#| eval: false', '#| heavy', 'nbdev_export('
 
 
