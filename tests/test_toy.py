@@ -21,7 +21,8 @@ from influence_aug.studies import toy as toy_module
 from influence_aug.studies.results import read_results
 from influence_aug.studies.run import run
 from influence_aug.studies.toy import *
-from influence_aug.studies.toy import TOY, objective
+from influence_aug.studies.toy import loss_and_accuracy, objective
+from influence_aug.studies.toy_measures import *
 
 ROOT = Path(__file__).parents[1]
 SETS = [misread_set, moved_set]
