@@ -6,8 +6,7 @@
 __all__ = ['TensorDL', 'tensor_dls', 'small_cnn', 'train_classifier']
 
 # %% ../../nbs/augment/26_classifier.ipynb #3c80c95a
-import torch
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
@@ -16,18 +15,24 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
-from fastcore.foundation import L
+from fastcore.basics import patch
 from functools import partial
 from torch import nn
-from ..core.data import *
-from ..core.display import *
-from .callbacks import listed
+
+# %% ../../nbs/augment/26_classifier.ipynb #fbd7b4e4
 from ..core.display import epoch_lines
+from .callbacks import listed
 
 # %% ../../nbs/augment/26_classifier.ipynb #1a906829
 class TensorDL(DataLoader):
-    "Batches of float images in [0, 1] and labels, cut from `Images`; `n_steps` batches an epoch from reshuffled passes, or all in order."
-    def __init__(self, data, bs=64, n_steps=None, device=None):
+    "Batches of float images in [0, 1] and labels: `n_steps` an epoch from reshuffled passes, or all in order."
+    def __init__(
+        self,
+        data,          # `Images`
+        bs=64,         # Images in a batch
+        n_steps=None,  # Batches an epoch; by default one pass in order, the last batch being what is left
+        device=None,   # Where the batches go, by default where they are
+    ):
         super().__init__(dataset=data, bs=bs, n=len(data), indexed=True, device=device)
         self.n_steps = n_steps
 
@@ -36,52 +41,75 @@ class TensorDL(DataLoader):
     def do_batch(self, idxs): return self.create_batch(torch.as_tensor(list(idxs)))
     def create_batch(self, idxs): return self.dataset.x[idxs].float()/255, self.dataset.y[idxs]
 
-    def get_idxs(self):
-        n,wanted = len(self.dataset),(self.n_steps or 0)*self.bs
-        if not wanted: return list(range(n))
-        return torch.cat([torch.randperm(n) for _ in range(-(-wanted//n))])[:wanted].tolist()
+# %% ../../nbs/augment/26_classifier.ipynb #de876484
+@patch
+def get_idxs(self:TensorDL):
+    "The indices of one epoch, in the order in which they are drawn."
+    n,wanted = len(self.dataset),(self.n_steps or 0)*self.bs
+    if not wanted: return list(range(n))
+    return torch.cat([torch.randperm(n) for _ in range(-(-wanted//n))])[:wanted].tolist()
 
 # %% ../../nbs/augment/26_classifier.ipynb #895e4206
-def tensor_dls(train, valid, bs=64, n_steps=None, valid_bs=500, device=None):
-    "fastai `DataLoaders` of `TensorDL`s over the `Images` `train` and `valid`."
+def tensor_dls(
+    train,         # `Images` to train on
+    valid,         # `Images` to validate on, in order
+    bs=64,         # Images in a training batch
+    n_steps=None,  # Training batches an epoch, as for `TensorDL`
+    valid_bs=500,  # Images in a validation batch
+    device=None,   # Where the batches go, by default fastai's choice
+):
+    "fastai `DataLoaders` of two `TensorDL`s."
     dls = DataLoaders(TensorDL(train, bs, n_steps), TensorDL(valid, valid_bs), device=device or default_device())
     dls.vocab,dls.c = train.vocab,len(train.vocab)
     return dls
 
-# %% ../../nbs/augment/26_classifier.ipynb #895e4201
-adam = lambda beta1, beta2: partial(OptimWrapper, opt=torch.optim.Adam, betas=(beta1,beta2))
-
 # %% ../../nbs/augment/26_classifier.ipynb #b43be749
-def small_cnn(channels, n_classes, widths=(16,32,32,64), strides=(1,2,1,2)):
-    "Four 3×3 convolutions with BatchNorm and ReLU, global average pooling, linear head."
-    layers = []
-    for a,b,s in zip((channels,*widths), widths, strides): layers += [nn.Conv2d(a, b, 3, s, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-    return nn.Sequential(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(widths[-1], n_classes))
-
-# %% ../../nbs/augment/26_classifier.ipynb #6b724906
-def train_classifier(
-    splits,                 # What `draw_splits` returns; F sees its labelled images and is validated on both stratified_halves of validation
-    cbs=None,               # Callbacks such as `Augment` or `MaxUp`
-    make_model=small_cnn,   # Function of the numbers of channels and of classes that returns F; its last layer is an `nn.Linear`
-    steps=600,              # Steps of one cycle
-    epochs=5,               # After each F is validated
-    bs=64,                  # Batch size
-    lr=1e-2,                # Highest learning rate of the cycle
-    seed=0,                 # Draws the weights, the batches and what the callbacks draw
-    device=None,            # Where to train, by default fastai's choice
+def small_cnn(
+    channels,              # Of the images
+    n_classes,             # Outputs
+    widths=(16,32,32,64),  # Filters of each convolution; the last is the number of features
+    strides=(1,2,1,2),     # Of each convolution
 ):
-    "Train F from scratch on the labelled set by one cycle of `steps`, augmented by `cbs`; returns its Learner."
-    _check_callbacks(cbs)
-    set_seed(seed, reproducible=True)
-    model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
-    dls = tensor_dls(splits.labelled, splits.valid, bs, max(1,steps//epochs), device=device)
-    learn = epoch_lines(Learner(dls, model, F.cross_entropy, opt_func=adam(.9,.99), wd=0., metrics=accuracy, cbs=cbs))
-    learn.fit_one_cycle(epochs, lr, moms=(.9,.9,.9))
-    return learn
+    "Convolutions of 3×3 with BatchNorm and ReLU, global average pooling, linear head: images of any size to logits."
+    layers = []
+    for a,b,s in zip((channels,*widths), widths, strides):
+        layers += [nn.Conv2d(a, b, 3, s, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(widths[-1], n_classes))
+
+# %% ../../nbs/augment/26_classifier.ipynb #895e4201
+def adam(
+    beta1,  # Decay of the mean of the gradients, in [0, 1)
+    beta2,  # Decay of the mean of their squares, in [0, 1)
+):
+    "An `opt_func` for a Learner: PyTorch's Adam with these decays."
+    return partial(OptimWrapper, opt=torch.optim.Adam, betas=(beta1,beta2))
 
 # %% ../../nbs/augment/26_classifier.ipynb #6b724901
 def _check_callbacks(cbs):
     "Raise `TypeError` for what is no fastai callback, such as a policy by itself."
     for o in listed(cbs):
         if not (isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback)):
-            raise TypeError(f"cbs holds a {type(o).__name__}: expected callbacks; a policy becomes one by Augment(policy) or MaxUp(policy).")
+            raise TypeError(f"cbs holds a {type(o).__name__}: expected callbacks; "
+                            f"a policy becomes one by Augment(policy) or MaxUp(policy).")
+
+# %% ../../nbs/augment/26_classifier.ipynb #6b724906
+def train_classifier(
+    splits,                # What `draw_splits` returns; F trains on its labelled images, `valid` is looked at
+    cbs=None,              # Callbacks such as `Augment` or `MaxUp`; raises `TypeError` for a policy by itself
+    make_model=small_cnn,  # `make_model(channels, n_classes)` returns F, whose last layer is an `nn.Linear`
+    steps=600,             # Steps of the cycle
+    epochs=5,              # Parts of the cycle; after each F is validated
+    bs=64,                 # Images in a batch
+    lr=1e-2,               # Highest learning rate of the cycle
+    seed=0,                # Draws the weights, the batches and what the callbacks draw
+    device=None,           # Where to train, by default fastai's choice
+):
+    "Train F from scratch on the labelled images by one cycle of `steps`, augmented by `cbs`; returns its Learner."
+    _check_callbacks(cbs)
+    set_seed(seed, reproducible=True)
+    model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
+    dls = tensor_dls(splits.labelled, splits.valid, bs, max(1,steps//epochs), device=device)
+    learn = Learner(dls, model, F.cross_entropy, opt_func=adam(.9,.99), wd=0., metrics=accuracy, cbs=cbs)
+    epoch_lines(learn).fit_one_cycle(epochs, lr, moms=(.9,.9,.9))
+    return learn

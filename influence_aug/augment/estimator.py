@@ -6,16 +6,16 @@
 __all__ = ['train_estimator', 'Guard', 'Trajectory', 'learn_augmenter']
 
 # %% ../../nbs/augment/28_estimator.ipynb #5444c27e
-import torch
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import *
 from fastai.learner import Learner, ValueMetric
 from fastai.metrics import accuracy
 from fastai.torch_core import params, set_seed
+from fastcore.basics import patch
 from fastcore.foundation import L
-from ..core.data import *
-from ..core.display import *
+
+# %% ../../nbs/augment/28_estimator.ipynb #f0d5c98e
 from ..influence.head import *
 from ..influence.solvers import *
 from .augmenter import *
@@ -29,100 +29,161 @@ from ..core.display import epoch_lines
 # %% ../../nbs/augment/28_estimator.ipynb #2146aef6
 class _ReadOnlyValidation(Callback):
     "Let validation read the objective without updating it."
+    def before_fit(self): self.objective = self.learn.loss_func
     def before_train(self): self.learn.loss_func = self.objective
     def before_validate(self): self.learn.loss_func = getattr(self.objective, 'value', self.objective)
-    def before_fit(self): self.objective = self.learn.loss_func
+
+# %% ../../nbs/augment/28_estimator.ipynb #a6c3c266
+def _whole(data, device):
+    "All pixels of `data`, in [0, 1], and labels, on `device`."
+    return data.x.to(device).float()/255, data.y.to(device)
+
+# %% ../../nbs/augment/28_estimator.ipynb #cd60fe12
+def _holdout_metrics(model, augmenter, splits, l2, device):
+    "Share of the held-out x̃ that F reads correctly, and `head_holdout_loss` with one draw of x̃."
+    (x,y),holdout = _whole(splits.labelled, device),_whole(splits.holdout, device)
+    (body,_),n_classes = split_head(model),len(splits.labelled.vocab)
+    def read_correctly(x_aug, labels): return accuracy(model(x_aug), labels)
+    def holdout_loss():
+        with torch.random.fork_rng():
+            return head_holdout_loss(augmenter, body, x, y, *holdout, n_classes, l2, draws=1)
+    return [read_correctly, ValueMetric(holdout_loss, 'head_holdout_loss')]
 
 # %% ../../nbs/augment/28_estimator.ipynb #946eb75f
 def train_estimator(
-    model,                  # A trained F that ends in an `nn.Linear`
-    augmenter,              # An `Augmenter`, its E to be trained
-    splits,                 # What `draw_splits` returns: E augments the labelled images, steers by `tune` and is watched on `holdout`
-    objective=ImplicitHead, # `objective(model, x, y, x_val, y_val, n_classes=, l2=)` returns a loss of (x̃, y)
-    l2=3e-2,                # Weight decay of the head, where the objective fits one
-    steps=100,              # Steps of Adam
-    epochs=5,               # After each E is watched
-    bs=128,                 # Batch size
-    lr=1e-3,                # Learning rate
-    seed=0,                 # Draws everything random
-    device=None,            # Where to train, by default fastai's choice
-    cbs=None,               # Callbacks such as `Guard`
+    model,                   # A trained F that ends in an `nn.Linear`; raises `ValueError` otherwise
+    augmenter,               # An `Augmenter`, its E to be trained
+    splits,                  # What `draw_splits` returns: `tune` steers E, `holdout` is only looked at
+    objective=ImplicitHead,  # `objective(model, x, y, x_val, y_val, n_classes=, l2=)` returns a loss of (x̃, y)
+    l2=3e-2,                 # Weight decay of the head, where the objective fits one
+    steps=100,               # Steps of Adam
+    epochs=5,                # After each the held-out half is looked at
+    bs=128,                  # Images in a batch
+    lr=1e-3,                 # Learning rate
+    seed=0,                  # Draws everything random
+    device=None,             # Where to train, by default fastai's choice
+    cbs=None,                # Callbacks such as `Guard`
 ):
-    "Train E in `augmenter` to make `objective` small, steered by `splits.tune`; `model` and G stay as they are. Returns E's Learner."
+    "Train E in `augmenter` to make `objective` small; `model` and G stay as they are. Returns E's Learner."
     set_seed(seed, reproducible=True)
     dls = tensor_dls(splits.labelled, splits.holdout, bs, max(1,steps//epochs), device=device)
     model,augmenter = model.to(dls.device),augmenter.to(dls.device)
-    body,_ = split_head(model)
-    whole = lambda data: (data.x.to(dls.device).float()/255, data.y.to(dls.device))
-    n_classes,labelled,holdout = len(splits.labelled.vocab),whole(splits.labelled),whole(splits.holdout)
-    loss = objective(model, *labelled, *whole(splits.tune), n_classes=n_classes, l2=l2)
-    def holdout_loss():
-        with torch.random.fork_rng(): return head_holdout_loss(augmenter, body, *labelled, *holdout, n_classes, l2, draws=1)
-    def read_correctly(x_aug, y): return accuracy(model(x_aug), y)
-    learn = epoch_lines(Learner(dls, augmenter, loss, opt_func=adam(.9,.99), wd=0., splitter=lambda m: [params(m.estimator)],
-                    metrics=[read_correctly, ValueMetric(holdout_loss, 'head_holdout_loss')], cbs=[_ReadOnlyValidation(), *L(cbs)]))
-    with frozen(model, augmenter.generator): learn.fit(epochs, lr)
+    labelled,tune = _whole(splits.labelled, dls.device),_whole(splits.tune, dls.device)
+    loss = objective(model, *labelled, *tune, n_classes=len(splits.labelled.vocab), l2=l2)
+    metrics = _holdout_metrics(model, augmenter, splits, l2, dls.device)
+    learn = Learner(dls, augmenter, loss, opt_func=adam(.9,.99), wd=0., splitter=lambda m: [params(m.estimator)],
+                    metrics=metrics, cbs=[_ReadOnlyValidation(), *L(cbs)])
+    with frozen(model, augmenter.generator): epoch_lines(learn).fit(epochs, lr)
     return learn
 
 # %% ../../nbs/augment/28_estimator.ipynb #551d8765
 class Guard(Callback):
-    "After each epoch keep E if its watched loss is the lowest so far; stop if less than `floor` of the watched x̃ is read correctly, or after `patience` epochs without improvement. Puts the kept E back, and prints the reason for stopping."
+    "Keep the E of lowest `head_holdout_loss`; stop if too few held-out x̃ are read correctly or the loss stays above."
     order = 60
     def __init__(
         self,
-        floor=.9,               # Least share of the watched x̃ that F must read correctly, in [0, 1]
-        patience=3,             # Epochs without a lower watched loss
+        floor=.9,    # Least share of the held-out x̃ that F must read correctly, in [0, 1]
+        patience=3,  # Epochs without a lower loss after which to stop
     ): self.floor,self.patience = floor,patience
 
-    def before_fit(self): self.best_weights,self.best,self.best_epoch,self.reason = self.weights(),float('inf'),-1,None
-    def weights(self): return {k: p.detach().clone() for k,p in self.model.estimator.state_dict().items()}
+    def before_fit(self): self.best_weights,self.best,self.best_epoch,self.reason = self._weights(),float('inf'),-1,None
+    def _weights(self): return {k: p.detach().clone() for k,p in self.model.estimator.state_dict().items()}
 
-    def after_epoch(self):
-        *_,read,loss = self.recorder.values[-1]
-        if not read>=self.floor: self.reason = f'{100*read:.1f}% of the watched x̃ are read correctly, less than {100*self.floor:g}%'
-        elif loss<self.best: self.best,self.best_epoch,self.best_weights = loss,self.epoch,self.weights()
-        elif self.epoch-self.best_epoch>=self.patience: self.reason = f'the watched loss has not been below {self.best:.4f} for {self.patience} epochs'
-        if self.reason: raise CancelFitException
+# %% ../../nbs/augment/28_estimator.ipynb #f3a85a2c
+@patch
+def after_epoch(self:Guard):
+    "Keep E, or give the reason to stop."
+    *_,read,loss = self.recorder.values[-1]
+    if not read>=self.floor:
+        self.reason = f'{100*read:.1f}% of the held-out x̃ are read correctly, less than {100*self.floor:g}%'
+    elif loss<self.best: self.best,self.best_epoch,self.best_weights = loss,self.epoch,self._weights()
+    elif self.epoch-self.best_epoch>=self.patience:
+        self.reason = f'head_holdout_loss has not been below {self.best:.4f} for {self.patience} epochs'
+    if self.reason: raise CancelFitException
 
-    def after_fit(self):
-        self.model.estimator.load_state_dict(self.best_weights)
-        where = f'epoch {self.best_epoch}' if self.best_epoch>=0 else 'the start'
-        if self.reason: print(f'E stopped after epoch {self.epoch}: {self.reason}. Its weights are those of {where}.')
+# %% ../../nbs/augment/28_estimator.ipynb #b3ce7f14
+@patch
+def after_fit(self:Guard):
+    "Put the kept E back and print the reason for stopping."
+    self.model.estimator.load_state_dict(self.best_weights)
+    where = f'epoch {self.best_epoch}' if self.best_epoch>=0 else 'the start'
+    if self.reason: print(f'E stopped after epoch {self.epoch}: {self.reason}. Its weights are those of {where}.')
 
 # %% ../../nbs/augment/28_estimator.ipynb #686e701f
 class Trajectory(Callback):
-    "While F trains, train E in `augmenter` to maximise `value(model, x̃, y)` at each `every`-th step after a share `start`, weighted with F's learning rate, `label_weight` times the loss subtracted."
+    "While F trains, train E to maximise `value` at F's parameters as they are, weighted with F's learning rate."
     order,run_valid = -5,False
     def __init__(
         self,
-        augmenter,              # An `Augmenter`, its E to be trained
-        value,                  # `value(model, x̃, y)`, such as `aligned` returns
-        start=.1,               # Share of F's training after which E starts
-        every=2,                # Steps of F to one of E
-        lr=1e-3,                # Learning rate of E
-        label_weight=.03,               # Weight of the loss of F at x̃, which keeps labels
-    ): self.augmenter,self.value,self.start,self.every,self.lr,self.label_weight = augmenter,value,start,every,lr,label_weight
+        augmenter,         # An `Augmenter`, its E to be trained
+        value,             # `value(model, x̃, y)`, shape (n,), such as `aligned` returns
+        start=.1,          # Share of F's training after which E starts
+        every=2,           # Steps of F to one of E
+        lr=1e-3,           # Learning rate of E
+        label_weight=.03,  # κ, weight of the loss of F at x̃, which keeps labels
+    ):
+        self.augmenter,self.value,self.start,self.every = augmenter,value,start,every
+        self.lr,self.label_weight = lr,label_weight
 
-    def before_fit(self):
-        self.augmenter.to(self.dls.device)
-        self.e_opt,self.history = torch.optim.Adam(self.augmenter.estimator.parameters(), self.lr, betas=(.9,.99)),[]
+# %% ../../nbs/augment/28_estimator.ipynb #13ac5f3e
+@patch
+def before_fit(self:Trajectory):
+    "Make E's optimizer, and a `history` of the values of E's batches."
+    self.augmenter.to(self.dls.device)
+    self.e_opt = torch.optim.Adam(self.augmenter.estimator.parameters(), self.lr, betas=(.9,.99))
+    self.history = []
 
-    def before_batch(self): self.originals = self.x.as_subclass(torch.Tensor)
+# %% ../../nbs/augment/28_estimator.ipynb #0e664adf
+@patch
+def before_batch(self:Trajectory): self.originals = self.x.as_subclass(torch.Tensor)
 
-    def after_step(self):
-        if self.pct_train<self.start or self.train_iter%self.every: return
-        x,y = self.originals,self.y.as_subclass(torch.Tensor)
-        weight = self.opt.hypers[-1]['lr']/max(self.recorder.lrs)
-        with frozen(self.model, self.augmenter.generator):
-            x_aug = self.augmenter(x)
-            value = self.value(self.model, x_aug, y).mean()
-            loss = self.label_weight*F.cross_entropy(self.model(x_aug), y) - weight*value
-            self.e_opt.zero_grad(); loss.backward(); self.e_opt.step()
-        self.history.append(value.item())
+# %% ../../nbs/augment/28_estimator.ipynb #c34c5b42
+@patch
+def after_step(self:Trajectory):
+    "Move E once, where it is E's turn."
+    if self.pct_train<self.start or self.train_iter%self.every: return
+    x,y = self.originals,self.y.as_subclass(torch.Tensor)
+    weight = self.opt.hypers[-1]['lr']/max(self.recorder.lrs)
+    with frozen(self.model, self.augmenter.generator):
+        x_aug = self.augmenter(x)
+        value = self.value(self.model, x_aug, y).mean()
+        loss = self.label_weight*F.cross_entropy(self.model(x_aug), y) - weight*value
+        self.e_opt.zero_grad(); loss.backward(); self.e_opt.step()
+    self.history.append(value.item())
+
+# %% ../../nbs/augment/28_estimator.ipynb #25a99f91
+@torch.no_grad()
+def holdout_figures(
+    model,      # A trained F
+    augmenter,  # What was learned
+    random,     # What to compare with, such as `random_tau(G)`
+    splits,     # What `draw_splits` returns
+    l2=3e-2,    # Weight decay of the heads that are fitted
+    draws=4,    # Augmentations of each image
+):
+    "Held-out half: x̃ read correctly (`acc_aug`, in percent), `head_holdout_loss`, and the same loss for `random`."
+    device = next(model.parameters()).device
+    (x,y),(x_holdout,y_holdout) = _whole(splits.labelled, device),_whole(splits.holdout, device)
+    (body,_),n_classes = split_head(model),len(splits.labelled.vocab)
+    def hits(): return (model(augmenter(x_holdout)).argmax(1)==y_holdout).float().mean().item()
+    with frozen(model): read = sum(hits() for _ in range(draws))/draws
+    def loss(a): return round(head_holdout_loss(a, body, x, y, x_holdout, y_holdout, n_classes, l2, draws), 5)
+    return dict(acc_aug=round(100*read,2), head_holdout_loss=loss(augmenter), head_holdout_loss_random=loss(random))
 
 # %% ../../nbs/augment/28_estimator.ipynb #a47e512a
-def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=ImplicitHead, l2=3e-2, seed=0, steps=600, e_steps=150, rounds=1, **kwargs):
-    "Train F with random τ, then E on it, with `kwargs` for `train_estimator`; in further `rounds` F with what E makes, then E on. Returns the augmenter and a dict of what was _measured on the watched half."
+def learn_augmenter(
+    splits,                         # What `draw_splits` returns
+    G,                              # A `Generator`
+    estimator=StochasticEstimator,  # E, or its class
+    objective=ImplicitHead,         # As for `train_estimator`
+    l2=3e-2,                        # Weight decay of the head
+    seed=0,                         # Draws everything random
+    steps=600,                      # Steps of F in each round
+    e_steps=150,                    # Steps of E in each round
+    rounds=1,                       # In further rounds F trains with what E makes, then E goes on
+    **kwargs,                       # For `train_estimator`
+):
+    "Train F with random τ, then E on it: the augmenter and its `holdout_figures`."
     random = policy = random_tau(G)
     augmenter,padding = None,splits.source.crop_padding
     for _ in range(rounds):
@@ -130,14 +191,3 @@ def learn_augmenter(splits, G, estimator=StochasticEstimator, objective=Implicit
         augmenter = augmenter or Augmenter(G, estimator)
         policy = train_estimator(model, augmenter, splits, objective, l2, e_steps, seed=seed, **kwargs).model.eval()
     return policy, holdout_figures(model, policy, random, splits, l2)
-
-# %% ../../nbs/augment/28_estimator.ipynb #25a99f91
-@torch.no_grad()
-def holdout_figures(model, augmenter, random, splits, l2=3e-2, draws=4):
-    "Share of watched x̃ that `model` reads correctly (%), and head-only loss on the watched half: learned, and random τ."
-    device = next(model.parameters()).device
-    whole = lambda data: (data.x.to(device).float()/255, data.y.to(device))
-    (x,y),(x_holdout,y_holdout),(body,_) = whole(splits.labelled),whole(splits.holdout),split_head(model)
-    with frozen(model): hits = [(model(augmenter(x_holdout)).argmax(1)==y_holdout).float().mean().item() for _ in range(draws)]
-    losses = [head_holdout_loss(a, body, x, y, x_holdout, y_holdout, len(splits.labelled.vocab), l2, draws) for a in (augmenter, random)]
-    return dict(acc_aug=round(100*sum(hits)/draws,2), head_holdout_loss=round(losses[0],5), head_holdout_loss_random=round(losses[1],5))

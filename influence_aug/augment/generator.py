@@ -16,6 +16,8 @@ from fastcore.foundation import L
 from fastcore.imports import in_ipython
 from functools import partial
 from pathlib import Path
+
+# %% ../../nbs/augment/27_generator.ipynb #1cbf8e2a
 from ..core.data import *
 from ..core.display import *
 from ..influence.solvers import *
@@ -25,55 +27,86 @@ from .wgan import *
 from .classifier import adam
 from ..core.display import epoch_lines
 
-# %% ../../nbs/augment/27_generator.ipynb #60a947fa
-class WGANCallback(Callback):
-    "Play the critics' side: `n_critic` steps of both before each step of G, on fresh images, τ and flows; the penalty is taken every `penalty_every` of them, with as many times its weight."
-    def __init__(self, n_critic=3, lr=1e-3, draw_tau=tau_tanh, draw_flow=realistic_flow, penalty_weight=10., penalty_every=2):
-        if penalty_every<1: raise ValueError(f"penalty_every={penalty_every}: expected 1 or more. 1 takes the penalty at each critic step.")
-        self.n_critic,self.lr,self.penalty_weight,self.penalty_every = n_critic,lr,penalty_weight,penalty_every
-        self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow)
-        self.draw_tau = draw_tau
-
-    def weight(self):
-        "The penalty's weight in the coming critic step."
-        self.steps += 1
-        return 0. if self.steps%self.penalty_every else self.penalty_weight*self.penalty_every
-
-    def before_fit(self):
-        c,self.distances,self.steps = self.model.config,[],0
-        self.critics = [critic(k, c['size']).to(self.dls.device) for k in (c['channels'],2)]
-        self.opts = [torch.optim.Adam(o.parameters(), self.lr, betas=(.5,.9)) for o in self.critics]
-        for m in (self.model, *self.critics): m.to(memory_format=torch.channels_last)
-
-    def before_batch(self):
-        *for_critics,x = self.x.chunk(self.n_critic+1 if self.training else 1)
-        for opt in self.opts: opt.param_groups[0]['lr'] = self.opt.hypers[-1]['lr']
-        for xb in for_critics: seen = self.step(self.model, *self.critics, self.opts, xb, penalty_weight=self.weight())
-        if for_critics: self.distances.append([o.wasserstein.item() for o in seen])
-        self.learn.xb,self.learn.yb = (x, self.draw_tau(len(x), self.model.config['n_tau'], x.device)),(x,)
-
-    def distance(self, which):
-        "Mean estimated Wasserstein distance over the last hundred steps: `which` 0 in images, 1 in flows."
-        last = self.distances[-100:]
-        return sum(o[which] for o in last)/max(1,len(last))
-
-    def state_dict(self): return dict(nets=[o.state_dict() for o in (*self.critics, *self.opts)], distances=self.distances, steps=self.steps)
-
-    def load_state_dict(self, state):
-        for net,saved in zip((*self.critics, *self.opts), state['nets']): net.load_state_dict(saved)
-        self.distances,self.steps = list(state['distances']),state['steps']
-
 # %% ../../nbs/augment/27_generator.ipynb #692f92c3
-def wgan_loss(wgan, identity_weight=1e-3):
-    "G's loss function for a Learner whose critics are those of the callback `wgan`."
+def wgan_loss(
+    wgan,                  # What has the `critics` of images and of flows: a `WGANCallback` that is fitted
+    identity_weight=1e-3,  # λ_id, weight of the penalty for changing nothing
+):
+    "G's loss function for a Learner: of G's (x̃, flow) and the images x."
     def loss(pred, x):
         with frozen(*wgan.critics): return generator_loss(*wgan.critics, x, *pred, identity_weight)
     return loss
 
-# %% ../../nbs/augment/27_generator.ipynb #692f9201
-def _linear_decay(pos):
-    "1 for the first half of training, then linearly to 0; `pos` is the share of training done."
-    return min(1., 2*(1-pos))
+# %% ../../nbs/augment/27_generator.ipynb #60a947fa
+class WGANCallback(Callback):
+    "The critics' side of the game: `n_critic` steps of both before each step of G, on fresh images, τ and flows."
+    def __init__(
+        self,
+        n_critic=3,                # Steps of the critics to one of G; the batch holds images for all of them
+        lr=1e-3,                   # Learning rate of the critics before the first batch; then G's
+        draw_tau=tau_tanh,         # `draw_tau(n, n_tau, device)` draws τ, (n, n_tau)
+        draw_flow=realistic_flow,  # `draw_flow(n, size, like=x)` draws what real flows are, (n, size, size, 2)
+        penalty_weight=10.,        # λ, mean weight of the gradient penalty
+        penalty_every=2,           # Take the penalty once in so many critic steps; raises `ValueError` below 1
+    ):
+        if penalty_every<1:
+            raise ValueError(f"penalty_every={penalty_every}: expected 1 or more. 1 takes the penalty at each critic step.")
+        self.n_critic,self.lr,self.penalty_weight,self.penalty_every = n_critic,lr,penalty_weight,penalty_every
+        self.draw_tau = draw_tau
+        self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow)
+
+# %% ../../nbs/augment/27_generator.ipynb #630499b6
+@patch
+def weight(self:WGANCallback):
+    "The penalty's weight in the coming critic step."
+    self.steps += 1
+    return 0. if self.steps%self.penalty_every else self.penalty_weight*self.penalty_every
+
+# %% ../../nbs/augment/27_generator.ipynb #5eb1dd1b
+@patch
+def before_fit(self:WGANCallback):
+    "Make the critics and their optimizers for the images that G is made for."
+    config,self.distances,self.steps = self.model.config,[],0
+    self.critics = [critic(channels, config['size']).to(self.dls.device) for channels in (config['channels'],2)]
+    self.opts = [torch.optim.Adam(o.parameters(), self.lr, betas=(.5,.9)) for o in self.critics]
+    for net in (self.model, *self.critics): net.to(memory_format=torch.channels_last)
+
+# %% ../../nbs/augment/27_generator.ipynb #5477e6f2
+@patch
+def before_batch(self:WGANCallback):
+    "Move the critics on all parts of the batch but the last, which becomes G's; in validation G gets the whole batch."
+    *for_critics,x = self.x.chunk(self.n_critic+1 if self.training else 1)  # Each (bs, c, h, w)
+    for opt in self.opts: opt.param_groups[0]['lr'] = self.opt.hypers[-1]['lr']
+    for x_critic in for_critics:
+        seen = self.step(self.model, *self.critics, self.opts, x_critic, penalty_weight=self.weight())
+    if for_critics: self.distances.append([o.wasserstein.item() for o in seen])
+    self.learn.xb,self.learn.yb = (x, self.draw_tau(len(x), self.model.config['n_tau'], x.device)),(x,)
+
+# %% ../../nbs/augment/27_generator.ipynb #afebb2e4
+@patch
+def distance(
+    self:WGANCallback,
+    which,  # 0 in images, 1 in flows
+):
+    "Mean estimated Wasserstein distance over the last hundred steps of G; 0 before the first."
+    last = self.distances[-100:]
+    return sum(o[which] for o in last)/max(1,len(last))
+
+# %% ../../nbs/augment/27_generator.ipynb #5f777c9e
+@patch
+def state_dict(self:WGANCallback):
+    "All that the critics' next step depends on."
+    return dict(nets=[o.state_dict() for o in (*self.critics, *self.opts)], distances=self.distances, steps=self.steps)
+
+# %% ../../nbs/augment/27_generator.ipynb #ea27a88b
+@patch
+def load_state_dict(
+    self:WGANCallback,
+    state,  # What `state_dict` returned
+):
+    "Put `state` back into the critics and optimizers made by `before_fit`."
+    for net,saved in zip((*self.critics, *self.opts), state['nets']): net.load_state_dict(saved)
+    self.distances,self.steps = list(state['distances']),state['steps']
 
 # %% ../../nbs/augment/27_generator.ipynb #9f28abbf
 def _random_state(dls):
@@ -84,73 +117,114 @@ def _random_state(dls):
 
 # %% ../../nbs/augment/27_generator.ipynb #9f28ab01
 def _set_random_state(state, dls):
-    "Put back what `random_state` returned."
+    "Put back what `_random_state` returned."
     torch.set_rng_state(state['torch']); torch.cuda.set_rng_state_all(state['cuda'])
     np.random.set_state(tuple(state['numpy'])); random.setstate(state['python'])
     for dl,saved in zip(dls.loaders, state['loaders']): dl.rng.setstate(saved)
-
-# %% ../../nbs/augment/27_generator.ipynb #0ef4b2b8
-class Checkpoint(Callback):
-    "After each epoch write to `path` all that training depends on. A later run of the same `settings` goes on from there, to the same result; another raises `ValueError`."
-    order = 70
-    def __init__(self, path, **settings): self.path,self.settings,self.done,self.seconds = Path(path),settings,0,0.
-
-    def before_fit(self):
-        self.settings |= dict(epochs=str(self.n_epoch), batches=str(len(self.dls.train)))
-        self.begun,self.saved = time.perf_counter(),self.read() if self.path.exists() else None
-        if self.saved is None: return
-        self.done = len(self.saved['rows'])
-        self.seconds = self.saved['seconds']
-        self.begun -= self.seconds
-        for part,state in self.parts().items(): part.load_state_dict(self.saved['parts'][state])
-        for k,v in self.saved['recorder'].items(): setattr(self.recorder, k, v)
-        self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = self.saved['smooth']
-        _set_random_state(self.saved['random'], self.dls)
-
-    def parts(self): return {self.model: 'model', self.opt: 'opt'} | {o: o.name for o in self.cbs if hasattr(type(o), 'state_dict')}
-
-    def before_epoch(self):
-        if self.epoch>=self.done: return
-        self.recorder.log = L(self.epoch, *self.saved['rows'][self.epoch])
-        raise CancelEpochException
-
-    def after_epoch(self):
-        if self.epoch<self.done: self.recorder.iters[-1] = self.saved['iters'][self.epoch]
-        else: self.write()
 
 # %% ../../nbs/augment/27_generator.ipynb #33c92b71
 def _plain_state(state):
     "`state` in Python's own types and plain tensors, which torch can load without running code."
     if isinstance(state, dict): return {k: _plain_state(v) for k,v in state.items()}
-    if isinstance(state, (list,tuple,L)): return (tuple if isinstance(state, tuple) else list)(map(_plain_state, state))
+    if isinstance(state, (list,tuple,L)):
+        return (tuple if isinstance(state, tuple) else list)(map(_plain_state, state))
     if isinstance(state, torch.Tensor): return state.detach().as_subclass(torch.Tensor)
     return state.item() if isinstance(state, np.generic) else state
 
-# %% ../../nbs/augment/27_generator.ipynb #9c6fdb15
-@patch
-def write(self:Checkpoint):
-    "Write the state after this epoch."
-    r,aside,self.seconds = self.recorder,self.path.with_suffix('.tmp'),time.perf_counter()-self.begun
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    state = dict(settings=self.settings, seconds=self.seconds, random=_random_state(self.dls), smooth=(r.smooth_loss.count, r.smooth_loss.val),
-                 rows=list(r.values), iters=r.iters, recorder=dict(lrs=r.lrs, losses=r.losses), parts={k: o.state_dict() for o,k in self.parts().items()})
-    torch.save(_plain_state(state), aside)
-    aside.replace(self.path)
+# %% ../../nbs/augment/27_generator.ipynb #0ef4b2b8
+class Checkpoint(Callback):
+    "After each epoch write all that training depends on; the same run, begun again, goes on to the same end."
+    order = 70
+    def __init__(
+        self,
+        path,        # The file to write after each epoch, and to go on from where it exists
+        **settings,  # Texts that name the run: `before_fit` raises `ValueError` if the file was written with others
+    ): self.path,self.settings,self.done,self.seconds = Path(path),settings,0,0.
+
+    def before_fit(self):
+        self.settings |= dict(epochs=str(self.n_epoch), batches=str(len(self.dls.train)))
+        self.begun,self.saved = time.perf_counter(),self._read() if self.path.exists() else None
+        if self.saved is not None: self._resume()
 
 # %% ../../nbs/augment/27_generator.ipynb #9c6fdb01
 @patch
-def read(self:Checkpoint):
+def _read(self:Checkpoint):
     "The state at `path`; raises `ValueError` if it is unreadable or of another run."
     try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f"{self.path} is not a readable checkpoint ({e}): delete it to start again.") from e
-    other = [f'{k}={saved["settings"].get(k)} there, {k}={v} here' for k,v in self.settings.items() if saved['settings'].get(k)!=v]
-    if other: raise ValueError(f"{self.path} is the checkpoint of another run ({'; '.join(other)}): delete it, or choose another path.")
+    except Exception as e:
+        raise ValueError(f"{self.path} is not a readable checkpoint ({e}): delete it to start again.") from e
+    there = saved['settings']
+    other = [f'{k}={there.get(k)} there, {k}={v} here' for k,v in self.settings.items() if there.get(k)!=v]
+    if other: raise ValueError(f"{self.path} is the checkpoint of another run ({'; '.join(other)}): "
+                               f"delete it, or choose another path.")
     return saved
+
+# %% ../../nbs/augment/27_generator.ipynb #0a744616
+@patch
+def _resume(self:Checkpoint):
+    "Put everything back as it was when the file was written; random numbers last, after all that might draw one."
+    self.done,self.seconds = len(self.saved['rows']),self.saved['seconds']
+    self.begun -= self.seconds
+    for part,name in self._parts().items(): part.load_state_dict(self.saved['parts'][name])
+    self._restore_recorder()
+    _set_random_state(self.saved['random'], self.dls)
+
+# %% ../../nbs/augment/27_generator.ipynb #81329337
+@patch
+def _parts(self:Checkpoint):
+    "What has a state to keep, and its name in the file: model, optimizer, and callbacks with a `state_dict`."
+    return {self.model: 'model', self.opt: 'opt'} | {o: o.name for o in self.cbs if hasattr(type(o), 'state_dict')}
+
+# %% ../../nbs/augment/27_generator.ipynb #aa24cf90
+@patch
+def _restore_recorder(self:Checkpoint):
+    "Learning rates and losses so far, and the running mean that the next row is told from."
+    for name,so_far in self.saved['recorder'].items(): setattr(self.recorder, name, so_far)
+    smooth = self.recorder.smooth_loss
+    smooth.count,smooth.val = self.saved['smooth']
+
+# %% ../../nbs/augment/27_generator.ipynb #a8b53ee4
+@patch
+def before_epoch(self:Checkpoint):
+    "Skip an epoch that is done, with its row from the file."
+    if self.epoch>=self.done: return
+    self.recorder.log = L(self.epoch, *self.saved['rows'][self.epoch])
+    raise CancelEpochException
+
+# %% ../../nbs/augment/27_generator.ipynb #25fc4b60
+@patch
+def after_epoch(self:Checkpoint):
+    "Write the file; after an epoch that was skipped, put back its number of steps, which the recorder miscounts."
+    if self.epoch<self.done: self.recorder.iters[-1] = self.saved['iters'][self.epoch]
+    else: self._write()
+
+# %% ../../nbs/augment/27_generator.ipynb #9c6fdb15
+@patch
+def _write(self:Checkpoint):
+    "Write the state after this epoch."
+    r,aside,self.seconds = self.recorder,self.path.with_suffix('.tmp'),time.perf_counter()-self.begun
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    state = dict(settings=self.settings, seconds=self.seconds, random=_random_state(self.dls),
+                 smooth=(r.smooth_loss.count, r.smooth_loss.val), rows=list(r.values), iters=r.iters,
+                 recorder=dict(lrs=r.lrs, losses=r.losses), parts={name: o.state_dict() for o,name in self._parts().items()})
+    torch.save(_plain_state(state), aside)
+    aside.replace(self.path)
+
+# %% ../../nbs/augment/27_generator.ipynb #692f9201
+def _linear_decay(pos):
+    "1 for the first half of training, then linearly to 0; `pos` is the share of training done."
+    return min(1., 2*(1-pos))
 
 # %% ../../nbs/augment/27_generator.ipynb #b37b74e0
 def _unlabelled(x):
     "`Images` of uint8 pixels `x` (n, c, size, size), for networks that do not look at labels: theirs mean nothing."
     return Images(x, torch.arange(len(x))%2, ('no','label'))
+
+# %% ../../nbs/augment/27_generator.ipynb #a7274514
+def _new_generator(images):
+    "A `Generator` for the size and channels of `images`."
+    channels,size = images.x.shape[1],images.x.shape[-1]
+    return Generator(channels, size, padding_mode='zeros' if channels==1 else 'border')
 
 # %% ../../nbs/augment/27_generator.ipynb #b37b7401
 def _fingerprint(images):
@@ -160,67 +234,93 @@ def _fingerprint(images):
 # %% ../../nbs/augment/27_generator.ipynb #0c4e0385
 def _setting_text(setting):
     "A setting as text that is the same in every process."
-    if isinstance(setting, partial): return f"{_setting_text(setting.func)}({', '.join([*map(str, setting.args), *(f'{k}={v}' for k,v in setting.keywords.items())])})"
+    if isinstance(setting, partial):
+        given = [*map(str, setting.args), *(f'{k}={v}' for k,v in setting.keywords.items())]
+        return f"{_setting_text(setting.func)}({', '.join(given)})"
     return getattr(setting, '__name__', None) or repr(setting)
+
+# %% ../../nbs/augment/27_generator.ipynb #bcd3591a
+def _check_steps(steps, epochs):
+    "Raise `ValueError` unless `steps` is a positive multiple of `epochs`."
+    if steps<1 or steps%epochs:
+        raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, "
+                         f"such as {max(1,round(steps/epochs))*epochs}.")
+
+# %% ../../nbs/augment/27_generator.ipynb #4668964b
+def _generator_learner(dls, G, wgan, loss, lr, cbs):
+    "The Learner of `G` that plays against the critics of `wgan` and tells both distances after each epoch."
+    metrics = [ValueMetric(partial(wgan.distance, i), f'{k}_distance') for i,k in enumerate(['image','flow'])]
+    return epoch_lines(Learner(dls, G, loss, opt_func=adam(.5,.9), lr=lr, wd=0., cbs=[wgan, *cbs], metrics=metrics))
 
 # %% ../../nbs/augment/27_generator.ipynb #0c4e0301
 def train_generator(
-    images,                 # `Images`, or their uint8 pixels (n, c, size, size); no labels are needed
-    generator=None,         # A `Generator` to go on with, by default a new one for this size and number of channels
-    steps=1300,             # Steps of G, a multiple of `epochs`
-    epochs=20,              # After each the checkpoint is saved and what `cbs` show is shown
-    bs=16,                  # Batch size of G and of each step of the critics
-    lr=1e-3,                # Learning rate of all three; it falls linearly to 0 in the second half
-    n_critic=3,             # Steps of the critics to one of G (Algorithm 1)
-    identity_weight=1e-3,   # Weight of the distance between G(x, τ) and x
-    seed=0,                 # Draws everything random
-    device=None,            # Where to train, by default fastai's choice
-    cbs=None,               # Callbacks such as `ShowGenerator`
-    checkpoint=None,        # File to save to and to resume from
-    **kwargs,               # For `WGANCallback`
+    images,                # `Images`, or their uint8 pixels (n, c, size, size); no labels are needed
+    generator=None,        # A `Generator` to go on with, by default a new one for this size and number of channels
+    steps=1300,            # Steps of G, a positive multiple of `epochs`; raises `ValueError` otherwise
+    epochs=20,             # After each the checkpoint is saved and what `cbs` show is shown
+    bs=16,                 # Images in a batch of G and of each step of the critics
+    lr=1e-3,               # Learning rate of all three networks; it falls linearly to 0 in the second half
+    n_critic=3,            # Steps of the critics to one of G (Algorithm 1)
+    identity_weight=1e-3,  # λ_id, weight of the penalty for changing nothing
+    seed=0,                # Draws everything random
+    device=None,           # Where to train, by default fastai's choice
+    cbs=None,              # Callbacks such as `ShowGenerator`
+    checkpoint=None,       # File to save to and to go on from; raises `ValueError` if it is of another run
+    **kwargs,              # For `WGANCallback`: `draw_tau`, `draw_flow`, `penalty_weight`, `penalty_every`
 ):
-    "Train G on `images`, `Images` or their uint8 pixels (n, c, size, size), for `steps`, resuming from the file `checkpoint` if given; `lr` falls linearly to zero in the second half, `kwargs` go to `WGANCallback`. Returns its Learner."
-    if steps<1 or steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, such as {max(1,round(steps/epochs))*epochs}.")
+    "Train G on `images` against two critics, going on from `checkpoint` if there is one; returns its Learner."
+    _check_steps(steps, epochs)
     set_seed(seed, reproducible=True)
     images = _unlabelled(images) if isinstance(images, torch.Tensor) else images
-    channels,size = images.x.shape[1],images.x.shape[-1]
-    G = generator or Generator(channels, size, padding_mode='zeros' if channels==1 else 'border')
-    settings = dict(steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight, seed=seed, images=_fingerprint(images), generator=G.config, **kwargs)
-    wgan = WGANCallback(n_critic, lr, **kwargs)
+    G,wgan = generator or _new_generator(images),WGANCallback(n_critic, lr, **kwargs)
+    settings = dict(steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight, seed=seed,
+                    images=_fingerprint(images), generator=G.config, **kwargs)
+    saving = [Checkpoint(checkpoint, **{k: _setting_text(v) for k,v in settings.items()})] if checkpoint else []
     dls = tensor_dls(images, images[:100], bs*(n_critic+1), steps//epochs, device=device)
-    metrics = [ValueMetric(partial(wgan.distance, i), f'{k}_distance') for i,k in enumerate(['image','flow'])]
-    cbs = [wgan, *L(cbs), *([Checkpoint(checkpoint, **{k: _setting_text(v) for k,v in settings.items()})] if checkpoint else [])]
-    learn = epoch_lines(Learner(dls, G, wgan_loss(wgan, identity_weight), opt_func=adam(.5,.9), lr=lr, wd=0., cbs=cbs, metrics=metrics))
+    learn = _generator_learner(dls, G, wgan, wgan_loss(wgan, identity_weight), lr, [*L(cbs), *saving])
     learn.fit(epochs, cbs=ParamScheduler({'lr': lambda pos: lr*_linear_decay(pos)}))
     return learn
 
 # %% ../../nbs/augment/27_generator.ipynb #f93b943d
 class ShowGenerator(Callback):
-    "Tell G's loss and both distances in the progress bar; each `every` epochs draw images `x` and G's for two τ each, in the notebook and to the file `path` if given."
+    "Tell loss and distances in the progress bar, and each `every` epochs draw images and G's for two τ each."
     order,run_valid = 65,False
-    def __init__(self, x, every=5, path=None): self.images,self.every,self.path,self.place = x,every,path,None
+    def __init__(
+        self,
+        x,          # Images (n, c, size, size) in [0, 1], a row of the picture
+        every=5,    # Epochs from one picture to the next
+        path=None,  # File for the newest picture, besides the notebook
+    ): self.images,self.every,self.path,self.place = x,every,path,None
 
     def before_fit(self):
-        with torch.random.fork_rng(): self.tau = tau_uniform(2*len(self.images), self.model.config['n_tau'], self.dls.device)
+        n_tau = self.model.config['n_tau']
+        with torch.random.fork_rng(): self.tau = tau_uniform(2*len(self.images), n_tau, self.dls.device)
 
-    def after_batch(self):
-        if hasattr(self, 'progress'): self.progress.pbar.comment = 'loss {:.2f}, distance {:.2f} in images, {:.2f} in flows'.format(self.loss, *self.wgan.distances[-1])
+# %% ../../nbs/augment/27_generator.ipynb #3c95d171
+@patch
+def after_batch(self:ShowGenerator):
+    "Tell loss and distances in the bar, where there is one."
+    told = 'loss {:.2f}, distance {:.2f} in images, {:.2f} in flows'
+    if hasattr(self, 'progress'): self.progress.pbar.comment = told.format(self.loss, *self.wgan.distances[-1])
 
-    def after_train(self):
-        if (self.epoch+1)%self.every: return
-        x = self.images.to(self.dls.device)
-        with torch.no_grad(): rows = torch.cat([x, self.model(x.repeat(2,1,1,1), self.tau)[0]])
-        ax = show_images(rows, ncols=len(x), size=.5)
-        ax.set_title(f'after {(self.epoch+1)*len(self.dls.train)} steps', loc='left', fontsize=9)
-        self.show_figure(ax.figure)
+# %% ../../nbs/augment/27_generator.ipynb #066ea2e5
+@patch
+def after_train(self:ShowGenerator):
+    "Draw the images and two rows of G's."
+    if (self.epoch+1)%self.every: return
+    x = self.images.to(self.dls.device)
+    with torch.no_grad(): x_moved,_ = self.model(x.repeat(2,1,1,1), self.tau)  # (2n, c, size, size)
+    ax = show_images(torch.cat([x, x_moved]), ncols=len(x), size=.5)
+    ax.set_title(f'after {(self.epoch+1)*len(self.dls.train)} steps', loc='left', fontsize=9)
+    self._show(ax.figure)
 
-    def show_figure(self, figure):
-        "Put `figure` where the last one was, on screen and on disk."
-        if self.path: figure.savefig(self.path, dpi=100, bbox_inches='tight')
-        if in_ipython(): self.display(figure)
-        plt.close(figure)
-
-    def display(self, figure):
+# %% ../../nbs/augment/27_generator.ipynb #4722e4c5
+@patch
+def _show(self:ShowGenerator, figure):
+    "Put `figure` where the last one was, on screen and on disk."
+    if self.path: figure.savefig(self.path, dpi=100, bbox_inches='tight')
+    if in_ipython():
         from IPython.display import display
         if self.place: self.place.update(figure)
         else: self.place = display(figure, display_id=True)
+    plt.close(figure)

@@ -14,7 +14,7 @@ from .ranking import CORRELATIONS, RANKING, RETRAINING
 from .run import *
 from .run import parse_settings
 from .search import SEARCH
-from .toy import TOY, TOY_FRESH
+from .toy_measures import TOY, TOY_FRESH
 
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
