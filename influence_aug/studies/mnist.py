@@ -76,6 +76,11 @@ def _compared(splits, G, seed, steps, e_steps):
         rows[method] = {'test accuracy %': f['accuracy'], 'validation loss': f['valid_loss'], 'seconds': f['seconds']}
     return augmenter,pd.DataFrame(rows).T.round(3)
 
+# %% ../../nbs/studies/44_mnist.ipynb #fb47c9d5
+def _prepare(threads):
+    torch.set_flush_denormal(True)
+    if threads: torch.set_num_threads(threads)
+
 # %% ../../nbs/studies/44_mnist.ipynb #064ff01c
 @call_parse
 def demo(
@@ -88,8 +93,7 @@ def demo(
     out:str='demo.png',    # The picture; the augmenter goes beside it
 ):
     "Learn to augment 600 digits and compare with a crop, random τ and MaxUp; print a table and draw what E does."
-    torch.set_flush_denormal(True)
-    if threads: torch.set_num_threads(threads)
+    _prepare(threads)
     splits,out = mnist_splits('sample', seed=seed),Path(out)
     print(', '.join(f'{len(getattr(splits, k))} {k}' for k in ('labelled','unlabelled','valid','test')), 'digits')
     G = _generator_for(splits, 'mnist', retrain_generator, g_steps, seed)
