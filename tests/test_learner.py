@@ -119,7 +119,7 @@ def test_watched_images_never_enter_the_head(splits, monkeypatch):
 
 @pytest.mark.parametrize('channels,size', [(1, 28), (3, 32)])
 def test_generator_training_on_grey_and_colour(sample, monkeypatch, channels, size):
-    from influence_aug.data import Images
+    from influence_aug.core.data import Images
     quiet(monkeypatch)
     x = F.interpolate(sample.pool.x[:100].float(), size).byte().expand(-1, channels, -1, -1)
     learn = train_generator(Images(x, sample.pool.y[:100], sample.pool.vocab), steps=2, epochs=1, bs=4)

@@ -21,6 +21,8 @@ from influence_aug.core.datasets import mnist_sample
 
 TRAIN = '''
 import sys, torch
+from influence_aug.augment.generator import train_generator
+from influence_aug.core.datasets import mnist_sample
 torch.set_num_threads(1)
 learn = train_generator(mnist_sample().pool[:200], steps=24, epochs=8, bs=2, checkpoint=sys.argv[1] if len(sys.argv)>2 else None)
 torch.save(dict(learn.model.state_dict()) | dict(losses=torch.stack(list(learn.recorder.losses)), distances=torch.tensor(learn.wgan.distances)), sys.argv[-1])
