@@ -17,7 +17,7 @@ from fastcore.imports import in_ipython
 from functools import partial
 from pathlib import Path
 
-# %% ../../nbs/augment/27_generator.ipynb #1cbf8e2a
+# %% ../../nbs/augment/27_generator.ipynb #135fecd3
 from ..core.data import *
 from ..core.display import *
 from ..influence.solvers import *
@@ -55,14 +55,14 @@ class WGANCallback(Callback):
         self.draw_tau = draw_tau
         self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow)
 
-# %% ../../nbs/augment/27_generator.ipynb #630499b6
+# %% ../../nbs/augment/27_generator.ipynb #e5f8dcc9
 @patch
 def weight(self:WGANCallback):
     "The penalty's weight in the coming critic step."
     self.steps += 1
     return 0. if self.steps%self.penalty_every else self.penalty_weight*self.penalty_every
 
-# %% ../../nbs/augment/27_generator.ipynb #5eb1dd1b
+# %% ../../nbs/augment/27_generator.ipynb #d7751f0b
 @patch
 def before_fit(self:WGANCallback):
     "Make the critics and their optimizers for the images that G is made for."
@@ -71,7 +71,7 @@ def before_fit(self:WGANCallback):
     self.opts = [torch.optim.Adam(o.parameters(), self.lr, betas=(.5,.9)) for o in self.critics]
     for net in (self.model, *self.critics): net.to(memory_format=torch.channels_last)
 
-# %% ../../nbs/augment/27_generator.ipynb #5477e6f2
+# %% ../../nbs/augment/27_generator.ipynb #e2cdeb59
 @patch
 def before_batch(self:WGANCallback):
     "Move the critics on all parts of the batch but the last, which becomes G's; in validation G gets the whole batch."
@@ -82,7 +82,7 @@ def before_batch(self:WGANCallback):
     if for_critics: self.distances.append([o.wasserstein.item() for o in seen])
     self.learn.xb,self.learn.yb = (x, self.draw_tau(len(x), self.model.config['n_tau'], x.device)),(x,)
 
-# %% ../../nbs/augment/27_generator.ipynb #afebb2e4
+# %% ../../nbs/augment/27_generator.ipynb #032fbd2b
 @patch
 def distance(
     self:WGANCallback,
@@ -92,13 +92,13 @@ def distance(
     last = self.distances[-100:]
     return sum(o[which] for o in last)/max(1,len(last))
 
-# %% ../../nbs/augment/27_generator.ipynb #5f777c9e
+# %% ../../nbs/augment/27_generator.ipynb #f287560d
 @patch
 def state_dict(self:WGANCallback):
     "All that the critics' next step depends on."
     return dict(nets=[o.state_dict() for o in (*self.critics, *self.opts)], distances=self.distances, steps=self.steps)
 
-# %% ../../nbs/augment/27_generator.ipynb #ea27a88b
+# %% ../../nbs/augment/27_generator.ipynb #d2c41088
 @patch
 def load_state_dict(
     self:WGANCallback,
@@ -137,9 +137,9 @@ class Checkpoint(Callback):
     order = 70
     def __init__(
         self,
-        path,        # The file to write after each epoch, and to go on from where it exists
-        **settings,  # Texts that name the run: `before_fit` raises `ValueError` if the file was written with others
-    ): self.path,self.settings,self.done,self.seconds = Path(path),settings,0,0.
+        path,      # The file to write after each epoch, and to go on from where it exists
+        **kwargs,  # Settings as texts: `before_fit` raises `ValueError` if the file was written with others
+    ): self.path,self.settings,self.done,self.seconds = Path(path),kwargs,0,0.
 
     def before_fit(self):
         self.settings |= dict(epochs=str(self.n_epoch), batches=str(len(self.dls.train)))
@@ -159,7 +159,7 @@ def _read(self:Checkpoint):
                                f"delete it, or choose another path.")
     return saved
 
-# %% ../../nbs/augment/27_generator.ipynb #0a744616
+# %% ../../nbs/augment/27_generator.ipynb #9ab622ba
 @patch
 def _resume(self:Checkpoint):
     "Put everything back as it was when the file was written; random numbers last, after all that might draw one."
@@ -169,13 +169,13 @@ def _resume(self:Checkpoint):
     self._restore_recorder()
     _set_random_state(self.saved['random'], self.dls)
 
-# %% ../../nbs/augment/27_generator.ipynb #81329337
+# %% ../../nbs/augment/27_generator.ipynb #dcdcdb87
 @patch
 def _parts(self:Checkpoint):
     "What has a state to keep, and its name in the file: model, optimizer, and callbacks with a `state_dict`."
     return {self.model: 'model', self.opt: 'opt'} | {o: o.name for o in self.cbs if hasattr(type(o), 'state_dict')}
 
-# %% ../../nbs/augment/27_generator.ipynb #aa24cf90
+# %% ../../nbs/augment/27_generator.ipynb #7acfd77d
 @patch
 def _restore_recorder(self:Checkpoint):
     "Learning rates and losses so far, and the running mean that the next row is told from."
@@ -183,7 +183,7 @@ def _restore_recorder(self:Checkpoint):
     smooth = self.recorder.smooth_loss
     smooth.count,smooth.val = self.saved['smooth']
 
-# %% ../../nbs/augment/27_generator.ipynb #a8b53ee4
+# %% ../../nbs/augment/27_generator.ipynb #099eb702
 @patch
 def before_epoch(self:Checkpoint):
     "Skip an epoch that is done, with its row from the file."
@@ -191,7 +191,7 @@ def before_epoch(self:Checkpoint):
     self.recorder.log = L(self.epoch, *self.saved['rows'][self.epoch])
     raise CancelEpochException
 
-# %% ../../nbs/augment/27_generator.ipynb #25fc4b60
+# %% ../../nbs/augment/27_generator.ipynb #524666fe
 @patch
 def after_epoch(self:Checkpoint):
     "Write the file; after an epoch that was skipped, put back its number of steps, which the recorder miscounts."
@@ -220,7 +220,7 @@ def _unlabelled(x):
     "`Images` of uint8 pixels `x` (n, c, size, size), for networks that do not look at labels: theirs mean nothing."
     return Images(x, torch.arange(len(x))%2, ('no','label'))
 
-# %% ../../nbs/augment/27_generator.ipynb #a7274514
+# %% ../../nbs/augment/27_generator.ipynb #6f45f821
 def _new_generator(images):
     "A `Generator` for the size and channels of `images`."
     channels,size = images.x.shape[1],images.x.shape[-1]
@@ -239,18 +239,25 @@ def _setting_text(setting):
         return f"{_setting_text(setting.func)}({', '.join(given)})"
     return getattr(setting, '__name__', None) or repr(setting)
 
-# %% ../../nbs/augment/27_generator.ipynb #bcd3591a
+# %% ../../nbs/augment/27_generator.ipynb #b56f6e10
 def _check_steps(steps, epochs):
     "Raise `ValueError` unless `steps` is a positive multiple of `epochs`."
     if steps<1 or steps%epochs:
         raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, "
                          f"such as {max(1,round(steps/epochs))*epochs}.")
 
-# %% ../../nbs/augment/27_generator.ipynb #4668964b
-def _generator_learner(dls, G, wgan, loss, lr, cbs):
-    "The Learner of `G` that plays against the critics of `wgan` and tells both distances after each epoch."
+# %% ../../nbs/augment/27_generator.ipynb #f0a97d2f
+def _checkpoints(path, **settings):
+    "The `Checkpoint` at `path` of a run with these settings, in a list that is empty without a path."
+    return [Checkpoint(path, **{k: _setting_text(v) for k,v in settings.items()})] if path else []
+
+# %% ../../nbs/augment/27_generator.ipynb #32ccf6cf
+def _fit_generator(dls, G, wgan, loss, epochs, lr, cbs):
+    "Train `G` against the critics of `wgan`, telling both distances after each epoch; returns the Learner."
     metrics = [ValueMetric(partial(wgan.distance, i), f'{k}_distance') for i,k in enumerate(['image','flow'])]
-    return epoch_lines(Learner(dls, G, loss, opt_func=adam(.5,.9), lr=lr, wd=0., cbs=[wgan, *cbs], metrics=metrics))
+    learn = Learner(dls, G, loss, opt_func=adam(.5,.9), lr=lr, wd=0., cbs=[wgan, *cbs], metrics=metrics)
+    epoch_lines(learn).fit(epochs, cbs=ParamScheduler({'lr': lambda pos: lr*_linear_decay(pos)}))
+    return learn
 
 # %% ../../nbs/augment/27_generator.ipynb #0c4e0301
 def train_generator(
@@ -273,13 +280,10 @@ def train_generator(
     set_seed(seed, reproducible=True)
     images = _unlabelled(images) if isinstance(images, torch.Tensor) else images
     G,wgan = generator or _new_generator(images),WGANCallback(n_critic, lr, **kwargs)
-    settings = dict(steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight, seed=seed,
-                    images=_fingerprint(images), generator=G.config, **kwargs)
-    saving = [Checkpoint(checkpoint, **{k: _setting_text(v) for k,v in settings.items()})] if checkpoint else []
+    saving = _checkpoints(checkpoint, steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight,
+                          seed=seed, images=_fingerprint(images), generator=G.config, **kwargs)
     dls = tensor_dls(images, images[:100], bs*(n_critic+1), steps//epochs, device=device)
-    learn = _generator_learner(dls, G, wgan, wgan_loss(wgan, identity_weight), lr, [*L(cbs), *saving])
-    learn.fit(epochs, cbs=ParamScheduler({'lr': lambda pos: lr*_linear_decay(pos)}))
-    return learn
+    return _fit_generator(dls, G, wgan, wgan_loss(wgan, identity_weight), epochs, lr, [*L(cbs), *saving])
 
 # %% ../../nbs/augment/27_generator.ipynb #f93b943d
 class ShowGenerator(Callback):
@@ -296,14 +300,14 @@ class ShowGenerator(Callback):
         n_tau = self.model.config['n_tau']
         with torch.random.fork_rng(): self.tau = tau_uniform(2*len(self.images), n_tau, self.dls.device)
 
-# %% ../../nbs/augment/27_generator.ipynb #3c95d171
+# %% ../../nbs/augment/27_generator.ipynb #b095ddc7
 @patch
 def after_batch(self:ShowGenerator):
     "Tell loss and distances in the bar, where there is one."
     told = 'loss {:.2f}, distance {:.2f} in images, {:.2f} in flows'
     if hasattr(self, 'progress'): self.progress.pbar.comment = told.format(self.loss, *self.wgan.distances[-1])
 
-# %% ../../nbs/augment/27_generator.ipynb #066ea2e5
+# %% ../../nbs/augment/27_generator.ipynb #274a6d51
 @patch
 def after_train(self:ShowGenerator):
     "Draw the images and two rows of G's."
@@ -314,7 +318,7 @@ def after_train(self:ShowGenerator):
     ax.set_title(f'after {(self.epoch+1)*len(self.dls.train)} steps', loc='left', fontsize=9)
     self._show(ax.figure)
 
-# %% ../../nbs/augment/27_generator.ipynb #4722e4c5
+# %% ../../nbs/augment/27_generator.ipynb #f9bc555f
 @patch
 def _show(self:ShowGenerator, figure):
     "Put `figure` where the last one was, on screen and on disk."

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from .data import *
 
@@ -23,6 +24,9 @@ class PixelScale(NamedTuple):
     def to_pixels(self, x): return x*self.std+self.mean
     def from_pixels(self, x): return (x-self.mean)/self.std
 
+# %% ../../nbs/core/02_batches.ipynb #a0bbc98a
+def _batch_transforms(dl): return list(getattr(getattr(dl, 'after_batch', None), 'fs', []))
+
 # %% ../../nbs/core/02_batches.ipynb #53361ec3
 def pixel_scale(
     dl,  # A loader of fastai, or anything else
@@ -31,50 +35,75 @@ def pixel_scale(
     norm = next((t for t in _batch_transforms(dl) if type(t).__name__=='Normalize'), None)
     return PixelScale(*(o.as_subclass(Tensor) for o in (norm.mean, norm.std))) if norm else PixelScale()
 
-# %% ../../nbs/core/02_batches.ipynb #a0bbc98a
-def _batch_transforms(dl): return list(getattr(getattr(dl, 'after_batch', None), 'fs', []))
-
-# %% ../../nbs/core/02_batches.ipynb #11a206b4
-class Batches:
-    "Plain tensors (images, labels), batch by batch, from a pair of tensors, `Images`, or a fastai or PyTorch DataLoader; the same at every pass."
-    def __init__(self, data, bs=256, device=None, dtype=None):
-        data = getattr(data, 'dataset') if isinstance(getattr(data, 'dataset', None), Images) else data
-        self.indexed,self.fastai = isinstance(data, (Images, tuple, list)),hasattr(data, 'after_batch')
-        _check_rereadable(data, self.indexed, self.fastai)
-        self.data,self.bs,self.device,self.dtype = data,bs,device,dtype
-        if self.indexed: self.x,self.y = (data.x,data.y) if isinstance(data, Images) else data
-        if self.fastai: self.data = data.new(shuffle=False, drop_last=False)
-        self.scale = pixel_scale(data)
-
-    def plain(self, x, y):
-        x,y = (torch.as_tensor(o).as_subclass(torch.Tensor).to(device=self.device) for o in (x,y))
-        x = x if x.is_floating_point() else x.float()/255
-        return x.to(self.dtype or x.dtype),y.flatten().long()
-
-    def __iter__(self):
-        if self.indexed: yield from self.pieces(torch.arange(len(self.y)), self.bs)
-        else:
-            switch = getattr(getattr(self.data, 'dataset', None), 'set_split_idx', None) if self.fastai else None
-            with switch(1) if switch else nullcontext(): yield from (self.plain(*b[:2]) for b in self.data)
-
-    def pieces(self, order, bs): return (self.plain(self.x[i], self.y[i]) for i in order.split(bs))
-
-    def shuffled(self, bs, rng):
-        "One pass in random batches of `bs`, shuffled as a whole where there is an index, within each batch otherwise."
-        if self.indexed: yield from self.pieces(torch.randperm(len(self.y), generator=rng), bs)
-        else: yield from ((x[i],y[i]) for x,y in self for i in torch.randperm(len(y), generator=rng).split(bs))
-
 # %% ../../nbs/core/02_batches.ipynb #7b816c9f
 def _check_rereadable(data, indexed, fastai):
     "Raise `ValueError` for data that cannot be read twice in full."
-    if indexed:
-        if not isinstance(data, Images) and (len(data)!=2 or len(data[0])!=len(data[1])):
-            raise ValueError(f"Tensors of lengths {[len(o) for o in data]}: expected a pair (images, labels) of one length.")
-    elif isinstance(data, Iterator): raise ValueError(f"A {type(data).__name__} can be read only once: expected a DataLoader, Images, or a pair of tensors.")
-    elif not fastai and getattr(data, 'drop_last', False):
+    if isinstance(data, Iterator):
+        raise ValueError(f"A {type(data).__name__} can be read only once: "
+                         "expected a DataLoader, Images, or a pair of tensors.")
+    if indexed and not isinstance(data, Images) and (len(data)!=2 or len(data[0])!=len(data[1])):
+        raise ValueError(f"Tensors of lengths {[len(o) for o in data]}: "
+                         "expected a pair (images, labels) of one length.")
+    if not indexed and not fastai and getattr(data, 'drop_last', False):
         raise ValueError("This DataLoader drops its last batch: expected all samples. Make it with drop_last=False.")
 
+# %% ../../nbs/core/02_batches.ipynb #11a206b4
+class Batches:
+    "Plain tensors (images, labels), batch by batch, the same at every pass; raises `ValueError` if that cannot be."
+    def __init__(self,
+        data,         # A pair of tensors (images, labels), `Images`, or a DataLoader of fastai or PyTorch
+        bs=256,       # Samples a batch; a loader keeps its own
+        device=None,  # Where batches go; by default they stay
+        dtype=None,   # Type of the images; by default their own, float32 in [0, 1] for bytes
+    ):
+        inner = getattr(data, 'dataset', None)
+        self.data = inner if isinstance(inner, Images) else data
+        self._indexed,self._fastai = isinstance(self.data, (Images,tuple,list)),hasattr(self.data, 'after_batch')
+        _check_rereadable(self.data, self._indexed, self._fastai)
+        self.bs,self.device,self.dtype,self.scale = bs,device,dtype,pixel_scale(self.data)
+        if self._indexed: self.x,self.y = (self.data.x,self.data.y) if isinstance(self.data, Images) else self.data
+        if self._fastai: self.data = self.data.new(shuffle=False, drop_last=False)
+
+# %% ../../nbs/core/02_batches.ipynb #15288989
+@patch
+def _plain(self:Batches, x, y):
+    "Images as plain floats (n, …), labels as integers (n,)."
+    x,y = (torch.as_tensor(o).as_subclass(Tensor).to(device=self.device) for o in (x,y))
+    x = x if x.is_floating_point() else x.float()/255
+    return x.to(self.dtype or x.dtype),y.flatten().long()
+
+# %% ../../nbs/core/02_batches.ipynb #201569e4
+@patch
+def _pieces(self:Batches, order, bs): return (self._plain(self.x[i], self.y[i]) for i in order.split(bs))
+
+# %% ../../nbs/core/02_batches.ipynb #2d229ce3
+@patch
+def __iter__(self:Batches):
+    "One pass in order."
+    if self._indexed: return self._pieces(torch.arange(len(self.y)), self.bs)
+    return self._loaded()
+
+# %% ../../nbs/core/02_batches.ipynb #c43283ff
+@patch
+def _loaded(self:Batches):
+    "One pass over a loader; fastai's as it reads for validation."
+    for_split = getattr(getattr(self.data, 'dataset', None), 'set_split_idx', None) if self._fastai else None
+    with for_split(1) if for_split else nullcontext(): yield from (self._plain(*b[:2]) for b in self.data)
+
+# %% ../../nbs/core/02_batches.ipynb #7de3924c
+@patch
+def shuffled(self:Batches,
+    bs,   # Samples a batch
+    rng,  # A `torch.Generator`
+):
+    "One pass in random batches, shuffled as a whole where there is an index, within each batch otherwise."
+    if self._indexed: yield from self._pieces(torch.randperm(len(self.y), generator=rng), bs)
+    else: yield from ((x[i],y[i]) for x,y in self for i in torch.randperm(len(y), generator=rng).split(bs))
+
 # %% ../../nbs/core/02_batches.ipynb #b647ad69
-def pixel_fingerprints(x):
-    "One number for each distinct image in `x`, the same for the same pixels."
-    return torch.tensor([int.from_bytes(hashlib.blake2b(o.numpy().tobytes(), digest_size=7).digest(), 'big') for o in x])
+def pixel_fingerprints(
+    x,  # Images on the CPU, (n, …)
+):
+    "One number for each image in `x`, int64, (n,): the same for the same pixels, another for others."
+    digest = lambda o: hashlib.blake2b(o.numpy().tobytes(), digest_size=7).digest()
+    return torch.tensor([int.from_bytes(digest(o), 'big') for o in x])

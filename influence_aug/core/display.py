@@ -11,30 +11,41 @@ import matplotlib.pyplot as plt, torch
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 
-# %% ../../nbs/core/00_display.ipynb #11154d2a
-def show_images(x, titles=None, ncols=10, size=.8, ax=None):
-    "Draw images `x`, (n, c, h, w) uint8 or floats in [0, 1], as one grid, with a title over each if given."
-    x = x.detach().cpu()
-    x = x.float()/255 if x.dtype==torch.uint8 else x.clamp(0,1)
-    if titles is None: return _one_picture(x, ncols, size, ax)
-    nrows = math.ceil(len(x)/ncols)
-    fig,axs = plt.subplots(nrows, min(ncols,len(x)), figsize=(size*min(ncols,len(x)), 1.3*size*nrows), squeeze=False)
+# %% ../../nbs/core/00_display.ipynb #11154d01
+def _grid(pixels, ncols, size, ax):
+    "All images side by side in one picture; empty places are white."
+    n,c,h,w = pixels.shape
+    nrows = math.ceil(n/ncols)
+    places = torch.cat([pixels, pixels.new_ones(nrows*ncols-n, c, h, w)]).reshape(nrows, ncols, c, h, w)
+    picture = places.permute(0,3,1,4,2).reshape(nrows*h, ncols*w, c)
+    ax = ax or plt.subplots(figsize=(size*ncols, size*nrows))[1]
+    ax.imshow(picture.squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1)
+    ax.axis('off')
+    return ax
+
+# %% ../../nbs/core/00_display.ipynb #6eba5b13
+def _frames(pixels, titles, ncols, size):
+    "Each image in a frame of its own, under its title."
+    nrows,shown = math.ceil(len(pixels)/ncols),min(ncols,len(pixels))
+    axs = plt.subplots(nrows, shown, figsize=(size*shown, 1.3*size*nrows), squeeze=False)[1]
     for a in axs.flat: a.axis('off')
-    for a,im,t in zip(axs.flat, x, titles):
+    for a,im,t in zip(axs.flat, pixels, titles):
         a.imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
         a.set_title(t, fontsize=9)
     return axs
 
-# %% ../../nbs/core/00_display.ipynb #11154d01
-def _one_picture(x, ncols, size, ax):
-    n,c,h,w = x.shape
-    nrows = math.ceil(n/ncols)
-    x = torch.cat([x, x.new_ones(nrows*ncols-n, c, h, w)])
-    im = x.reshape(nrows, ncols, c, h, w).permute(0,3,1,4,2).reshape(nrows*h, ncols*w, c)
-    ax = ax or plt.subplots(figsize=(size*ncols, size*nrows))[1]
-    ax.imshow(im.squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1)
-    ax.axis('off')
-    return ax
+# %% ../../nbs/core/00_display.ipynb #11154d2a
+def show_images(
+    x,            # Images, (n, c, h, w), uint8 or floats in [0, 1]; other floats are clamped
+    titles=None,  # A title for each image
+    ncols=10,     # Images in a row
+    size=.8,      # Width of an image, inches
+    ax=None,      # Where to draw; not used with `titles`
+):
+    "Draw images as one grid, or each under its title; returns the axes."
+    x = x.detach().cpu()
+    pixels = x.float()/255 if x.dtype==torch.uint8 else x.clamp(0,1)
+    return _grid(pixels, ncols, size, ax) if titles is None else _frames(pixels, titles, ncols, size)
 
 # %% ../../nbs/core/00_display.ipynb #b41c419f
 def draws_bars():
@@ -53,16 +64,6 @@ def progress(
         left -= 1
     if left: yield from (progress_bar(rest, total=left, leave=False) if draws_bars() else rest)
 
-# %% ../../nbs/core/00_display.ipynb #b5de0f3f
-def epoch_lines(
-    learn,  # A fastai `Learner`
-):
-    "`learn`, printing one line an epoch where no bar can be drawn."
-    if not draws_bars() and hasattr(learn, 'progress'):
-        learn.remove_cb(learn.progress)
-        learn.logger = _EpochLine(learn.recorder)
-    return learn
-
 # %% ../../nbs/core/00_display.ipynb #2c4ff859
 class _EpochLine:
     "Prints what a fastai `recorder` has measured in an epoch."
@@ -71,3 +72,13 @@ class _EpochLine:
     def __call__(self, log):
         told = [f'{o:.4f}' if isinstance(o, float) else str(o) for o in log]
         print(', '.join(f'{k} {o}' for k,o in zip(self.recorder.metric_names, told)), flush=True)
+
+# %% ../../nbs/core/00_display.ipynb #b5de0f3f
+def epoch_lines(
+    learn,  # A fastai `Learner`, changed in place
+):
+    "`learn`, printing one line an epoch where no bar can be drawn."
+    if not draws_bars() and hasattr(learn, 'progress'):
+        learn.remove_cb(learn.progress)
+        learn.logger = _EpochLine(learn.recorder)
+    return learn
