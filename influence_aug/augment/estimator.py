@@ -15,7 +15,7 @@ from fastai.torch_core import params, set_seed
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../../nbs/augment/28_estimator.ipynb #d21c2f77
+# %% ../../nbs/augment/28_estimator.ipynb #f0d5c98e
 from ..influence.head import *
 from ..influence.solvers import *
 from .augmenter import *
@@ -33,15 +33,15 @@ class _ReadOnlyValidation(Callback):
     def before_train(self): self.learn.loss_func = self.objective
     def before_validate(self): self.learn.loss_func = getattr(self.objective, 'value', self.objective)
 
-# %% ../../nbs/augment/28_estimator.ipynb #2e201724
+# %% ../../nbs/augment/28_estimator.ipynb #067f5942
 def _only_estimator(augmenter): return [params(augmenter.estimator)]
 
-# %% ../../nbs/augment/28_estimator.ipynb #c13d7240
+# %% ../../nbs/augment/28_estimator.ipynb #22d7d31a
 def _whole(data, device):
     "All pixels of `data`, in [0, 1], and labels, on `device`."
     return data.x.to(device).float()/255, data.y.to(device)
 
-# %% ../../nbs/augment/28_estimator.ipynb #5cf39ccf
+# %% ../../nbs/augment/28_estimator.ipynb #82afdf0a
 def _holdout_metrics(model, augmenter, splits, l2, device):
     "Share of the held-out x̃ that F reads correctly, and `head_holdout_loss` with one draw of x̃."
     (x,y),holdout = _whole(splits.labelled, device),_whole(splits.holdout, device)
@@ -91,7 +91,7 @@ class Guard(Callback):
     def before_fit(self): self.best_weights,self.best,self.best_epoch,self.reason = self._weights(),float('inf'),-1,None
     def _weights(self): return {k: p.detach().clone() for k,p in self.model.estimator.state_dict().items()}
 
-# %% ../../nbs/augment/28_estimator.ipynb #e70be8e8
+# %% ../../nbs/augment/28_estimator.ipynb #3d313740
 @patch
 def after_epoch(self:Guard):
     "Keep E, or give the reason to stop."
@@ -103,7 +103,7 @@ def after_epoch(self:Guard):
         self.reason = f'head_holdout_loss has not been below {self.best:.4f} for {self.patience} epochs'
     if self.reason: raise CancelFitException
 
-# %% ../../nbs/augment/28_estimator.ipynb #5ca5292a
+# %% ../../nbs/augment/28_estimator.ipynb #bf030917
 @patch
 def after_fit(self:Guard):
     "Put the kept E back and print the reason for stopping."
@@ -127,7 +127,7 @@ class Trajectory(Callback):
         self.augmenter,self.value,self.start,self.every = augmenter,value,start,every
         self.lr,self.label_weight = lr,label_weight
 
-# %% ../../nbs/augment/28_estimator.ipynb #9b4fe696
+# %% ../../nbs/augment/28_estimator.ipynb #eedc95e6
 @patch
 def before_fit(self:Trajectory):
     "Make E's optimizer, and a `history` of the values of E's batches."
@@ -135,11 +135,11 @@ def before_fit(self:Trajectory):
     self.e_opt = torch.optim.Adam(self.augmenter.estimator.parameters(), self.lr, betas=(.9,.99))
     self.history = []
 
-# %% ../../nbs/augment/28_estimator.ipynb #0d1744e2
+# %% ../../nbs/augment/28_estimator.ipynb #7e580575
 @patch
 def before_batch(self:Trajectory): self.originals = self.x.as_subclass(torch.Tensor)
 
-# %% ../../nbs/augment/28_estimator.ipynb #749a9519
+# %% ../../nbs/augment/28_estimator.ipynb #cf338b0d
 @patch
 def after_step(self:Trajectory):
     "Move E once, where it is E's turn."

@@ -83,6 +83,7 @@ def rank_candidates(
     model = train_classifier(splits, seed=1000*seed).model
     rank = partial(rank_augmentations, model, splits.labelled, splits.tune, CANDIDATES, seed=seed)
     table = rank().drop(columns='verdict').rename(columns=dict(low='refit_low', high='refit_high'))
+    table['refit'] = table.predicted
     table['refit_half'],table['unfitted'] = rank(share=.5).predicted,_unfitted(model, splits, seed)
     return [dict(candidate=k, predicted=row.predicted, actual=brought.actual[k], **row.drop('predicted').round(6),
                  harmless=k in HARMLESS, repeats=brought.repeats[k]) for k,row in table.iterrows()]
