@@ -2,9 +2,10 @@
 
     python benchmarks/warp.py
 
-128 MNIST digits of the embedded sample, one CPU thread, float32. `ours` and `peer` are medians in milliseconds over 30 alternating calls, `ratio` is
-ours over peer (below 1: ours is faster), `difference` the largest difference of a pixel inside the border where both compute the same. kornia is _measured if
-it is installed (`pip install kornia`); the library does not need it. Rows that are there already are not _measured again.
+128 MNIST digits of the embedded sample, one CPU thread, float32. `ours` and `peer` are medians in milliseconds over 30
+alternating calls, `ratio` is ours over peer (below 1: ours is faster), `difference` the largest difference of a pixel inside
+the border where both compute the same. kornia is measured if it is installed (`pip install kornia`); the library does not need
+it. Rows that are there already are not measured again.
 """
 import math
 import statistics
@@ -38,13 +39,14 @@ def milliseconds(*fs, repeats=30):
 
 
 def compare(what, ours, peer, peer_name, same=None):
-    "Time `ours` against `peer`, with the largest difference inside a border of two pixels if `same` is a pair of results."
-    if Path(RESULTS).exists() and (read_results(RESULTS).what == what).any(): return print(f'{what}: is there already')
+    "Time `ours` against `peer`; `same` is a pair of results to be compared inside a border of two pixels, if there is one."
+    if Path(RESULTS).exists() and (read_results(RESULTS).what == what).any():
+        return print(f'{what}: is there already')
     a, b = milliseconds(ours, peer)
     difference = '' if same is None else f'{(same[0]-same[1])[..., 2:-2, 2:-2].abs().max().item():.1e}'
     print(f'{what}: ours {a:.2f} ms, {peer_name} {b:.2f} ms, ratio {a/b:.2f}, difference {difference}', flush=True)
-    append_rows(RESULTS, [dict(what=what, ours=f'{a:.3f}', peer=f'{b:.3f}', ratio=f'{a/b:.3f}', difference=difference, unit='ms', n=N, peer_name=peer_name,
-               machine='1 CPU thread', command='python benchmarks/warp.py')])
+    append_rows(RESULTS, [dict(what=what, ours=f'{a:.3f}', peer=f'{b:.3f}', ratio=f'{a/b:.3f}', difference=difference, unit='ms',
+                               n=N, peer_name=peer_name, machine='1 CPU thread', command='python benchmarks/warp.py')])
 
 
 def rotation_flow(angle):
@@ -53,16 +55,20 @@ def rotation_flow(angle):
     return torch.einsum('nab,hwb->nhwa', matrix, pixel_grid(SIZE, SIZE))
 
 
+def randomly_warped(x): return warp(x, random_affine_flow(N, SIZE, like=x))
+
+
 def against_torchvision(x, angle, shift):
-    each = lambda: torch.stack([TF.affine(o, a, [0, 0], 1., [0, 0], TF.InterpolationMode.BILINEAR) for o, a in zip(x, angle.rad2deg().tolist())])
-    ours = lambda: warp(x, rotation_flow(angle))
-    compare('rotation, one angle per image, vs torchvision affine', ours, each, f'torchvision {torchvision.__version__}', (ours(), each()))
-    elastic = lambda: torch.cat([TF.elastic(o[None], s[None]) for o, s in zip(x, shift)])
+    name, bilinear = f'torchvision {torchvision.__version__}', TF.InterpolationMode.BILINEAR
+    rotated = lambda o, a: TF.affine(o, a, [0, 0], 1., [0, 0], bilinear)
+    ours, theirs = (lambda: warp(x, rotation_flow(angle))), (lambda: torch.stack([*map(rotated, x, angle.rad2deg().tolist())]))
+    compare('rotation, one angle per image, vs torchvision affine', ours, theirs, name, (ours(), theirs()))
     ours = lambda: warp(x, pixel_grid(SIZE, SIZE)+shift)
-    compare('one flow per image, vs torchvision elastic', ours, elastic, f'torchvision {torchvision.__version__}', (ours(), elastic()))
-    tfm = v2.RandomAffine(20, (.1, .1), (.8, 1.2), (-15, 15), v2.InterpolationMode.BILINEAR)
-    compare('drawing and applying a random affine map per image, vs torchvision RandomAffine', lambda: warp(x, random_affine_flow(N, SIZE, like=x)),
-            lambda: torch.stack([tfm(o) for o in x]), f'torchvision {torchvision.__version__}')
+    theirs = lambda: torch.cat([TF.elastic(o[None], s[None]) for o, s in zip(x, shift)])
+    compare('one flow per image, vs torchvision elastic', ours, theirs, name, (ours(), theirs()))
+    tfm = v2.RandomAffine(20, (.1, .1), (.8, 1.2), (-15, 15), bilinear)
+    compare('drawing and applying a random affine map per image, vs torchvision RandomAffine',
+            lambda: randomly_warped(x), lambda: torch.stack([tfm(o) for o in x]), name)
 
 
 def against_kornia(x, angle, shift):
@@ -76,7 +82,8 @@ def against_kornia(x, angle, shift):
     ours, theirs = (lambda: warp(x, flow)), (lambda: K.remap(x, pixels[..., 0], pixels[..., 1], align_corners=True))
     compare('one flow per image, vs kornia remap', ours, theirs, name, (ours(), theirs()))
     tfm = kornia.augmentation.RandomAffine(20., (.1, .1), (.8, 1.2), 15., p=1.)
-    compare('drawing and applying a random affine map per image, vs kornia RandomAffine', lambda: warp(x, random_affine_flow(N, SIZE, like=x)), lambda: tfm(x), name)
+    compare('drawing and applying a random affine map per image, vs kornia RandomAffine',
+            lambda: randomly_warped(x), lambda: tfm(x), name)
 
 
 def generator_against_classifier(x):
@@ -84,7 +91,8 @@ def generator_against_classifier(x):
     G, F, tau = load_generator('mnist').eval(), small_cnn(1, 10).eval(), tau_uniform(N)
     compare('G: τ to filters, flow and warped images, vs one forward pass of F', lambda: G(x, tau), lambda: F(x), 'small_cnn')
     flow, (c_w, c_b) = G.spatial(tau), G.appearance(tau)
-    compare('only the warp and the colour filter, vs one forward pass of F', lambda: recolor(warp(x, flow), c_w, c_b), lambda: F(x), 'small_cnn')
+    compare('only the warp and the colour filter, vs one forward pass of F',
+            lambda: recolor(warp(x, flow), c_w, c_b), lambda: F(x), 'small_cnn')
 
 
 def main():

@@ -10,7 +10,6 @@ import torch
 from fastcore.script import call_parse
 
 from influence_aug.augment.augmenter import load_generator
-from influence_aug.augment.transforms import *
 from influence_aug.augment.wgan import *
 from influence_aug.core.datasets import mnist_sample
 from influence_aug.studies.results import append_rows
@@ -23,7 +22,8 @@ def game(penalty_every=2, layout=torch.channels_last, n_critic=3, bs=16, threads
     torch.set_num_threads(threads)
     torch.set_flush_denormal(flush)
     torch.manual_seed(0)
-    G, critics, x = load_generator('mnist'), [critic(1, 28), critic(2, 28)], mnist_sample().valid.x[:bs].float()/255
+    G, critics = load_generator('mnist'), [critic(1, 28), critic(2, 28)]
+    x = mnist_sample().valid.x[:bs].float()/255
     for m in (G, *critics): m.to(memory_format=layout)
     opts = [torch.optim.Adam(o.parameters(), 5e-4, betas=(.5, .9)) for o in critics]
     G_opt, k = torch.optim.Adam(G.parameters(), 5e-4, betas=(.5, .9)), 0
@@ -43,15 +43,19 @@ CHOICES = {'a penalty in every second critic step': ('a penalty in each', dict(p
            'batches of 16': ('batches of 32', dict(bs=32)),
            'denormals flushed': ('denormals kept', dict(flush=False)),
            'one thread': ('two threads', dict(threads=2)),
-           'penalty and layout together': ('a penalty in each critic step, channels first', dict(penalty_every=1, layout=torch.contiguous_format))}
+           'penalty and layout together': ('a penalty in each critic step, channels first',
+                                           dict(penalty_every=1, layout=torch.contiguous_format))}
 
 
 @call_parse
 def main(results:str='results/speed.csv'): # Where the rows go
     "Time a step of the game under each choice."
-    if (old := pd.read_csv(results)).command.eq(COMMAND).any(): old[~old.command.eq(COMMAND)].to_csv(results, index=False)
+    old = pd.read_csv(results)
+    if old.command.eq(COMMAND).any(): old[~old.command.eq(COMMAND)].to_csv(results, index=False)
     for what, (peer_name, peer) in CHOICES.items():
         ours, theirs = (min(f() for _ in range(2)) for f in (game, lambda: game(**peer)))
-        append_rows(results, [dict(what=f'a step of the game: {what}', ours=round(ours, 1), peer=round(theirs, 1), ratio=round(ours/theirs, 3), unit='ms', n=16, peer_name=peer_name,
-                   machine='1 CPU thread' if 'thread' not in what else '1 or 2 CPU threads', command=COMMAND)])
+        machine = '1 CPU thread' if 'thread' not in what else '1 or 2 CPU threads'
+        append_rows(results, [dict(what=f'a step of the game: {what}', ours=round(ours, 1), peer=round(theirs, 1),
+                                   ratio=round(ours/theirs, 3), unit='ms', n=16, peer_name=peer_name, machine=machine,
+                                   command=COMMAND)])
         print(f'{what:40}{ours:8.1f}   {peer_name:50}{theirs:8.1f}   {ours/theirs:.2f}')

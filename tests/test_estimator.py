@@ -99,7 +99,7 @@ def test_gradient_reaches_only_the_images(objective):
     assert x_aug.grad.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
 
 
-def test_refitted_head_is_at_its_optimum_and_reading_does_not_move_it():
+def test_the_implicit_head_is_at_its_optimum_and_reading_does_not_move_it():
     model, body, x, y = problem()
     o = ImplicitHead(model, x, y, x.flip(3), y, 10)
     with frozen(model):
