@@ -16,6 +16,7 @@ import colab
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 SKIPPED = '#| eval: false', '#| heavy', 'nbdev_export('
 
 

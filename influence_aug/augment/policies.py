@@ -12,15 +12,10 @@ from .augmenter import *
 from .transforms import *
 from ..influence.ranking import *
 
-# %% ../../nbs/augment/24_policies.ipynb #7fb3af12
-def _per_image_uint8(transform):
-    "`per_image` for transforms that need 0…255, as posterising and equalising do."
-    return lambda x: torch.stack([transform(o) for o in (x*255).round().byte()]).to(x)/255
-
 # %% ../../nbs/augment/24_policies.ipynb #ef45b2b4
 def crop(
-    padding=None,  # Pixels of zeros on each side; by default an eighth of the image
-):
+    padding:int=None, # Pixels of zeros on each side; by default an eighth of the image
+): # A policy
     "Random crop of each image to its own size, after padding."
     def policy(x):
         size = x.shape[-1]
@@ -28,10 +23,21 @@ def crop(
     return policy
 
 # %% ../../nbs/augment/24_policies.ipynb #552862e1
-def random_affine(degrees=10., scale=.1, shear=10., shift=.1, padding_mode='zeros'):
-    "Random affine maps of each image, uniform in ±`degrees`, 1±`scale`, ±`shear` degrees, ±`shift` of the width."
-    def policy(x): return warp(x, random_affine_flow(len(x), x.shape[-1], degrees, scale, shear, shift, like=x), padding_mode)
-    return policy
+def random_affine(
+    degrees:float=10,         # Rotation, uniform in ±degrees
+    scale:float=.1,           # Size, uniform in 1±scale
+    shear:float=10,           # Shear, uniform in ±shear degrees
+    shift:float=.1,           # Shift both ways, uniform in ±shift of the side
+    padding_mode:str='zeros', # What lies beyond the edge: 'zeros' or 'border'
+): # A policy
+    "A random affine map of each image."
+    flows = lambda x: random_affine_flow(len(x), x.shape[-1], degrees, scale, shear, shift, like=x)
+    return lambda x: warp(x, flows(x), padding_mode)
+
+# %% ../../nbs/augment/24_policies.ipynb #7fb3af12
+def _per_image_uint8(transform):
+    "`per_image` for transforms that need 0…255, as posterising and equalising do."
+    return lambda x: torch.stack([transform(o) for o in (x*255).round().byte()]).to(x)/255
 
 # %% ../../nbs/augment/24_policies.ipynb #dd9c50b9
 def randaugment():
@@ -45,7 +51,7 @@ def trivialaugment():
 
 # %% ../../nbs/augment/24_policies.ipynb #1cb5a7bd
 def random_tau(
-    generator,  # A `Generator`
-):
+    generator:Generator, # G
+)->Augmenter:
     "`generator` with τ drawn at random for each image."
     return Augmenter(generator, RandomEstimator)

@@ -9,74 +9,106 @@ __all__ = ['pixel_grid', 'flow_field', 'warp', 'smooth', 'recolor', 'random_affi
 # %% ../../nbs/augment/20_transforms.ipynb #d9e658ce
 import math, torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+from torch import nn, Tensor
 from typing import NamedTuple
-from torch import nn
 from ..core.display import *
 
 # %% ../../nbs/augment/20_transforms.ipynb #7ddf730e
-def pixel_grid(h, w, like=None):
-    "Pixel centres of an h×w image in [-1, 1], shape (h, w, 2), (x, y) last, with the dtype and device of `like`."
+def pixel_grid(
+    h:int,            # Rows of the image
+    w:int,            # Columns of the image
+    like:Tensor=None, # Gives the grid its dtype and device
+)->Tensor:            # (h, w, 2), with (x, y) last
+    "Pixel centres of an h×w image in [-1, 1]."
     kw = dict(dtype=like.dtype, device=like.device) if like is not None else {}
     ys,xs = ((torch.arange(n, **kw)+.5)*2/n-1 for n in (h,w))
     return torch.stack(torch.meshgrid(xs, ys, indexing='xy'), -1)
 
 # %% ../../nbs/augment/20_transforms.ipynb #c8f47f42
-def flow_field(s_w, s_b):
-    "Eq. 20: filters `s_w` (n, 4, h, w) and `s_b` (n, 2, h, w) to source coordinates (n, h, w, 2)."
+def flow_field(
+    s_w:Tensor, # (n, 4, h, w): the matrix S_w of each pixel, row by row
+    s_b:Tensor, # (n, 2, h, w): the shift of each pixel, x first
+)->Tensor:      # (n, h, w, 2): where each pixel is taken from, in [-1, 1] within the image
+    "Eq. 20: filters to source coordinates."
     ij = pixel_grid(*s_w.shape[-2:], like=s_w)
-    S_w = s_w.unflatten(1, (2,2))
+    S_w = s_w.unflatten(1, (2,2)) # (n, 2, 2, h, w)
     return torch.einsum('nabhw,hwb->nhwa', S_w, ij) + s_b.movedim(1,-1) + ij
 
 # %% ../../nbs/augment/20_transforms.ipynb #0030eda3
-def warp(x, flow, padding_mode='zeros'):
-    "Take each pixel of the result from `x` (n, c, h, w) at `flow` (n, h, w, 2), bilinearly; outside is 'zeros' or 'border'."
+def warp(
+    x:Tensor,                 # Images (n, c, h, w)
+    flow:Tensor,              # (n, h, w, 2): where each pixel of the result is taken from
+    padding_mode:str='zeros', # What lies beyond the edge: 'zeros' or 'border', as in `F.grid_sample`
+)->Tensor:                    # (n, c, h, w)
+    "Take each pixel of the result from `x` at `flow`, bilinearly."
     return F.grid_sample(x, flow, mode='bilinear', padding_mode=padding_mode, align_corners=False)
 
 # %% ../../nbs/augment/20_transforms.ipynb #ae2dcdea
-def smooth(flow, window=5):
-    "Average the displacement of `flow` (n, h, w, 2) over a `window`×`window` square; raises `ValueError` for an even window."
-    if window%2==0: raise ValueError(f"A window of {window}: expected an odd number, since an even one shifts the image. Use {window+1}.")
+def smooth(
+    flow:Tensor,  # (n, h, w, 2)
+    window:int=5, # Side of the window in pixels, odd; raises `ValueError` if it is even
+)->Tensor:        # (n, h, w, 2)
+    "Average the displacement of each pixel over a `window`×`window` square."
+    if window%2==0: raise ValueError(f"A window of {window}: expected an odd number, "
+                                     f"since an even one shifts the image. Use {window+1}.")
     still = pixel_grid(*flow.shape[1:3], like=flow)
     moved = F.pad((flow-still).movedim(-1,1), (window//2,)*4, mode='replicate')
     return F.avg_pool2d(moved, window, 1).movedim(1,-1) + still
 
 # %% ../../nbs/augment/20_transforms.ipynb #19d567de
-def recolor(x, c_w, c_b):
-    "x + Δx, where Δx filters each pixel of `x` (n, c, h, w) with `c_w` (n, c, c) and adds `c_b` (n, c)."
+def recolor(
+    x:Tensor,   # Images (n, c, h, w)
+    c_w:Tensor, # (n, c, c): what each channel of Δx takes from the channels of x
+    c_b:Tensor, # (n, c): added to each channel
+)->Tensor:      # (n, c, h, w), not clamped
+    "x + Δx, where Δx filters each pixel: Δx = c_w x + c_b."
     return x + torch.einsum('ndc,nchw->ndhw', c_w, x) + c_b[...,None,None]
 
 # %% ../../nbs/augment/20_transforms.ipynb #a4f8419a
-def random_affine_flow(n, size, degrees=20., scale=.2, shear=15., shift=.1, like=None):
-    "`n` flows (n, size, size, 2) of affine maps, uniform in ±`degrees`, 1±`scale`, ±`shear` degrees, ±`shift` of the width."
+def random_affine_flow(
+    n:int,            # Number of flows
+    size:int,         # Side of the images in pixels
+    degrees:float=20, # Rotation, uniform in ±degrees
+    scale:float=.2,   # Size, uniform in 1±scale
+    shear:float=15,   # Shear, uniform in ±shear degrees
+    shift:float=.1,   # Shift both ways, uniform in ±shift of the side
+    like:Tensor=None, # Gives the flows their dtype and device
+)->Tensor:            # (n, size, size, 2)
+    "Flows of random affine maps, one for each image of a batch."
     ij = pixel_grid(size, size, like)
     u = lambda bound: (2*torch.rand(n, dtype=ij.dtype, device=ij.device)-1)*bound
-    a,k,z = u(math.radians(degrees)),u(math.radians(shear)).tan(),1+u(scale)
+    a,k,z = u(math.radians(degrees)),u(math.radians(shear)).tan(),1+u(scale) # (n,) each
     rotate = torch.stack([a.cos(), a.sin(), -a.sin(), a.cos()], -1).unflatten(-1,(2,2))
     slant = torch.stack([torch.ones_like(k), k, torch.zeros_like(k), torch.ones_like(k)], -1).unflatten(-1,(2,2))
-    matrix = rotate@slant/z[:,None,None]
+    matrix = rotate@slant/z[:,None,None] # (n, 2, 2)
     return torch.einsum('nab,hwb->nhwa', matrix, ij) + torch.stack([u(2*shift), u(2*shift)], -1)[:,None,None]
 
 # %% ../../nbs/augment/20_transforms.ipynb #d86e59ac
-def flow_distance(a, b):
-    "Root mean square distance in pixels between flows `a` and `b` (n, h, w, 2), one number for each pair, shape (n,)."
+def flow_distance(
+    a:Tensor, # Flows (n, h, w, 2)
+    b:Tensor, # As many others
+)->Tensor:    # (n,), in pixels
+    "Root mean square distance between each flow of `a` and its partner in `b`."
     h,w = a.shape[1:3]
     pixels = (a-b)*torch.tensor([w/2,h/2], dtype=a.dtype, device=a.device)
     return pixels.square().sum(-1).mean((1,2)).sqrt()
 
 # %% ../../nbs/augment/20_transforms.ipynb #4f37364b
-def _n_halvings(size):
-    "3 for sizes divisible by 8, else 2 for those divisible by 4 (Appendix A); raises `ValueError` for others."
-    if size<8 or size%4: raise ValueError(f"Images of size {size}: expected a multiple of 4, at least 8. Resize or pad to {max(8,round(size/4)*4)}.")
-    return 3 if size%8==0 else 2
-
-# %% ../../nbs/augment/20_transforms.ipynb #4f373601
 def _conv_widths(size):
-    "Channels after each convolution for images of `size` pixels: 16, and twice as many after each halving."
-    return [16*2**i for i in range(_n_halvings(size)+1)]
+    "Channels after each convolution of an encoder (Appendix A): 16, and twice as many after each halving of the size."
+    if size<8 or size%4: raise ValueError(f"Images of size {size}: expected a multiple of 4, at least 8. "
+                                          f"Resize or pad to {max(8,round(size/4)*4)}.")
+    return [16,32,64] if size%8 else [16,32,64,128]
 
 # %% ../../nbs/augment/20_transforms.ipynb #4f373602
-def encoder(channels, size, n_out, act=nn.ReLU):
-    "Appendix A: (n, channels, size, size) to (n, n_out), with `act()` after each 4×4 convolution."
+def encoder(
+    channels:int, # Of the images (a flow has 2)
+    size:int,     # Side of the images in pixels, a multiple of 4 from 8 on; raises `ValueError` for others
+    n_out:int,    # Numbers that come out for each image
+    act=nn.ReLU,  # Makes the layer after each convolution
+)->nn.Module:     # Images (n, channels, size, size) to (n, n_out)
+    "The network of Appendix A that looks at an image: 4×4 convolutions that halve it, and a linear layer."
     widths = _conv_widths(size)
     layers = [nn.ZeroPad2d((1,2,1,2)), nn.Conv2d(channels, widths[0], 4), act()]
     for a,b in zip(widths, widths[1:]): layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), act()]
@@ -85,77 +117,105 @@ def encoder(channels, size, n_out, act=nn.ReLU):
 # %% ../../nbs/augment/20_transforms.ipynb #1d007312
 class Generator(nn.Module):
     "G(x, τ) → transformed images and their flow (Figure 2, Appendix A)."
-    def __init__(
-        self,
-        channels,               # Of the images, 1 or 3
-        size,                   # Side of the images in pixels
-        n_tau=128,              # Length of τ, in (-1, 1)
-        window=5,               # Side of the smoothing window of the flow, odd
-        padding_mode='zeros',   # What is seen beyond the image's edge, as in `F.grid_sample`
+    def __init__(self,
+        channels:int,             # Of the images, 1 or 3
+        size:int,                 # Side of the images in pixels, a multiple of 4 from 8 on
+        n_tau:int=128,            # Length of τ, whose numbers lie in [-1, 1]
+        window:int=5,             # Side of the smoothing window of the flow in pixels, odd
+        padding_mode:str='zeros', # What is seen beyond the image's edge: 'zeros' or 'border'
     ):
         super().__init__()
         self.config = dict(channels=channels, size=size, n_tau=n_tau, window=window, padding_mode=padding_mode)
         widths = _conv_widths(size)[::-1]
-        self.side = size>>len(widths)-1
-        self.sizes = [4, 2, channels**2, channels]
+        self.side,self.sizes = size>>len(widths)-1,[4, 2, channels**2, channels]
         layers = [nn.Linear(n_tau, widths[0]*self.side**2), nn.Unflatten(1, (widths[0],self.side,self.side))]
         for a,b in zip(widths, widths[1:]): layers += [nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), nn.ReLU()]
         self.trunk = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], sum(self.sizes), 4, padding=1))
 
-    def filters(self, tau):
-        "s_w, s_b, c_w, c_b: (n, 4, h, w), (n, 2, h, w), (n, c, c) and (n, c) for `tau` (n, n_tau)."
-        s_w,s_b,c_w,c_b = self.trunk(tau)[...,:-1,:-1].split(self.sizes, 1)
-        c = self.config['channels']
-        return s_w, s_b, c_w.mean((2,3)).unflatten(1,(c,c)), c_b.mean((2,3))
+# %% ../../nbs/augment/20_transforms.ipynb #c573a8db
+@patch
+def filters(self:Generator,
+    tau:Tensor, # (n, n_tau)
+): # s_w (n, 4, h, w), s_b (n, 2, h, w), c_w (n, c, c) and c_b (n, c)
+    "The filters of the spatial and of the appearance model that τ stands for."
+    s_w,s_b,c_w,c_b = self.trunk(tau)[...,:-1,:-1].split(self.sizes, 1)
+    c = self.config['channels']
+    return s_w, s_b, c_w.mean((2,3)).unflatten(1,(c,c)), c_b.mean((2,3))
 
-    def spatial(self, tau):
-        "The flow (n, h, w, 2) that τ stands for."
-        s_w,s_b,_,_ = self.filters(tau)
-        return smooth(flow_field(s_w, s_b), self.config['window'])
+# %% ../../nbs/augment/20_transforms.ipynb #3608f982
+@patch
+def spatial(self:Generator,
+    tau:Tensor, # (n, n_tau)
+)->Tensor:      # (n, h, w, 2)
+    "The smooth flow that τ stands for."
+    s_w,s_b,_,_ = self.filters(tau)
+    return smooth(flow_field(s_w, s_b), self.config['window'])
 
-    def appearance(self, tau):
-        "The colour filter c_w (n, c, c), c_b (n, c) that τ stands for."
-        return self.filters(tau)[2:]
-
-    def forward(self, x, tau):
-        check_input(x, **self.config)
-        s_w,s_b,c_w,c_b = self.filters(tau)
-        flow = smooth(flow_field(s_w, s_b), self.config['window'])
-        return recolor(warp(x, flow, self.config['padding_mode']), c_w, c_b), flow
+# %% ../../nbs/augment/20_transforms.ipynb #8e496cc7
+@patch
+def appearance(self:Generator,
+    tau:Tensor, # (n, n_tau)
+): # c_w (n, c, c) and c_b (n, c)
+    "The colour filter that τ stands for."
+    return self.filters(tau)[2:]
 
 # %% ../../nbs/augment/20_transforms.ipynb #d3ecd96a
 def check_input(x, channels, size, **_):
     "Raise `ValueError` unless `x` holds floating-point images of the expected channels and size."
-    if tuple(x.shape[1:])!=(channels,size,size):
-        raise ValueError(f"Images of shape {tuple(x.shape[1:])}: this generator was made for {(channels,size,size)}. Resize the images, or train one with Generator(channels={x.shape[1]}, size={x.shape[-1]}).")
-    if not x.is_floating_point(): raise ValueError(f"Pixels of type {x.dtype}: expected floats in [0, 1]. Use x.float()/255.")
+    if tuple(x.shape[1:])!=(channels,size,size): raise ValueError(
+        f"Images of shape {tuple(x.shape[1:])}: this generator was made for {(channels,size,size)}. Resize the images, "
+        f"or train one with Generator(channels={x.shape[1]}, size={x.shape[-1]}).")
+    if not x.is_floating_point(): raise ValueError(
+        f"Pixels of type {x.dtype}: expected floats in [0, 1]. Use x.float()/255.")
+
+# %% ../../nbs/augment/20_transforms.ipynb #1845c704
+@patch
+def forward(self:Generator,
+    x:Tensor,   # Images (n, c, h, w) in [0, 1], floats; raises `ValueError` for others
+    tau:Tensor, # (n, n_tau) in [-1, 1]
+): # Transformed images (n, c, h, w), not clamped, and their flow (n, h, w, 2)
+    "Warp `x` by the flow of `tau`, then filter its colours."
+    check_input(x, **self.config)
+    s_w,s_b,c_w,c_b = self.filters(tau)
+    flow = smooth(flow_field(s_w, s_b), self.config['window'])
+    return recolor(warp(x, flow, self.config['padding_mode']), c_w, c_b), flow
 
 # %% ../../nbs/augment/20_transforms.ipynb #cc6d7f0a
 class Interpolation(NamedTuple):
     "The parts of G along a line of τ, one entry for each τ: see `interpolate_tau`."
-    original: torch.Tensor # (c, h, w)
-    tau: torch.Tensor      # (steps, n_tau), evenly from one end to the other
-    flow: torch.Tensor     # (steps, h, w, 2): what the spatial model says
-    moved: torch.Tensor    # (steps, c, h, w): the original, warped by it
-    added: torch.Tensor    # (steps, c, h, w): Δx, what the appearance model adds to it
-    changed: torch.Tensor  # (steps, c, h, w): moved + added, which is G(x, τ)
-
-    def show(self, size=.6, ax=None):
-        "Draw Figure 4, a column for each τ: original, flow as a bent grid, moved, added (grey is nothing), changed."
-        lines = torch.zeros_like(self.moved)
-        lines[...,::4,:] = lines[...,::4] = 1
-        rows = self.original.expand_as(self.moved), warp(lines, self.flow), self.moved, .5+self.added, self.changed
-        return show_images(torch.cat(rows), ncols=len(self.tau), size=size, ax=ax)
+    original: Tensor # (c, h, w)
+    tau: Tensor      # (steps, n_tau), evenly from one end to the other
+    flow: Tensor     # (steps, h, w, 2): what the spatial model says
+    moved: Tensor    # (steps, c, h, w): the original, warped by it
+    added: Tensor    # (steps, c, h, w): Δx, what the appearance model adds to it
+    changed: Tensor  # (steps, c, h, w): moved + added, which is G(x, τ)
 
 # %% ../../nbs/augment/20_transforms.ipynb #497d59b3
 @torch.no_grad()
-def interpolate_tau(G, x, start, end, steps=10):
-    "Figure 4: one image `x` (c, h, w) under `steps` τ from `start` to `end`, both (n_tau,); raises `ValueError` for fewer than two steps."
+def interpolate_tau(
+    G:Generator,  # Or any module with its `config`, `spatial` and `appearance`
+    x:Tensor,     # One image (c, h, w)
+    start:Tensor, # τ at one end, (n_tau,)
+    end:Tensor,   # τ at the other, (n_tau,)
+    steps:int=10, # Number of τ's, both ends included; raises `ValueError` below 2
+)->Interpolation:
+    "Figure 4: one image under τ's on the straight line from `start` to `end`."
     if steps<2: raise ValueError(f"steps={steps}: expected 2 or more, one for each end.")
     check_input(x[None], **G.config)
-    t = torch.linspace(0, 1, steps, dtype=x.dtype, device=x.device)[:,None]
-    tau = torch.lerp(start, end, t)
+    tau = torch.lerp(start, end, torch.linspace(0, 1, steps, dtype=x.dtype, device=x.device)[:,None])
     flow = G.spatial(tau)
     moved = warp(x.expand(steps, *x.shape), flow, G.config['padding_mode'])
     changed = recolor(moved, *G.appearance(tau))
     return Interpolation(x, tau, flow, moved, changed-moved, changed)
+
+# %% ../../nbs/augment/20_transforms.ipynb #21cb9473
+@patch
+def show(self:Interpolation,
+    size:float=.6, # Width of one picture in inches
+    ax=None,       # Axes to draw on
+):
+    "Draw Figure 4, a column for each τ: original, flow as a bent grid, moved, added (grey is nothing), changed."
+    lines = torch.zeros_like(self.moved)
+    lines[...,::4,:] = lines[...,::4] = 1
+    rows = self.original.expand_as(self.moved), warp(lines, self.flow), self.moved, .5+self.added, self.changed
+    return show_images(torch.cat(rows), ncols=len(self.tau), size=size, ax=ax)

@@ -9,62 +9,99 @@ __all__ = ['realistic_flow', 'critic', 'gradient_penalty', 'CriticLoss', 'critic
 # %% ../../nbs/augment/21_wgan.ipynb #bdd39a6a
 import math, torch
 from functools import partial
+from torch import nn, Tensor
 from typing import NamedTuple
-from torch import nn
 from .transforms import *
 
 # %% ../../nbs/augment/21_wgan.ipynb #af4c5384
-def critic(channels, size):
-    "Appendix A's D: (n, channels, size, size) to scores (n, 1)."
+def critic(
+    channels:int, # Of what is judged: those of the images, or 2 for flows
+    size:int,     # Side in pixels, a multiple of 4 from 8 on; raises `ValueError` for others
+)->nn.Module:     # (n, channels, size, size) to scores (n, 1)
+    "D of Appendix A."
     return encoder(channels, size, 1, lambda: nn.LeakyReLU(.2))
 
 # %% ../../nbs/augment/21_wgan.ipynb #85aefd0a
-def gradient_penalty(D, real, fake):
-    "Mean squared distance from 1 of the norm of D's gradient, between `real` and `fake` (n, …), with one ε per sample."
-    eps = torch.rand(len(real), *[1]*(real.ndim-1), dtype=real.dtype, device=real.device)
+def gradient_penalty(
+    D,           # The critic, (n, …) to scores
+    real:Tensor, # (n, …)
+    fake:Tensor, # As many
+)->Tensor:       # A number, differentiable in the parameters of `D` but not in `real` and `fake`
+    "WGAN-GP's penalty (Gulrajani et al. 2017, Eq. 3, without λ): mean of (‖∇D‖ − 1)² at one random point a pair."
+    eps = torch.rand(len(real), *[1]*(real.ndim-1), dtype=real.dtype, device=real.device) # (n, 1, …)
     between = torch.lerp(fake.detach(), real.detach(), eps).requires_grad_()
     grad, = torch.autograd.grad(D(between).sum(), between, create_graph=True)
     return (grad.flatten(1).norm(dim=1)-1).square().mean()
 
 # %% ../../nbs/augment/21_wgan.ipynb #ef5fc8ba
 class CriticLoss(NamedTuple):
-    "What one critic step reports."
-    loss: torch.Tensor         # What is minimised: penalty weight × penalty − distance
-    wasserstein: torch.Tensor  # Mean score of real minus mean score of fake
-    penalty: torch.Tensor      # Unweighted gradient penalty
+    "A critic's loss and its two parts."
+    loss: Tensor         # What is minimised: penalty weight × penalty − distance
+    wasserstein: Tensor  # The distance: mean score of real minus mean score of fake
+    penalty: Tensor      # Gradient penalty, without its weight
 
 # %% ../../nbs/augment/21_wgan.ipynb #ef5fc801
-def critic_loss(D, real, fake, penalty_weight=10.):
-    "WGAN-GP's loss for critic `D` on batches `real` and `fake`; for weight 0 the penalty is not computed."
+def critic_loss(
+    D,                       # The critic, (n, …) to scores
+    real:Tensor,             # (n, …)
+    fake:Tensor,             # As many; no gradient reaches them
+    penalty_weight:float=10, # λ; for 0 the penalty is not computed
+)->CriticLoss:
+    "WGAN-GP's loss of a critic (Gulrajani et al. 2017, Eq. 3)."
     wasserstein = D(real).mean()-D(fake.detach()).mean()
     penalty = gradient_penalty(D, real, fake) if penalty_weight else wasserstein.new_zeros(())
     return CriticLoss(penalty_weight*penalty-wasserstein, wasserstein, penalty)
 
 # %% ../../nbs/augment/21_wgan.ipynb #be7ad7ba
-def identity_penalty(changed, original, eps=1e-4):
-    "1 / (mean square error + `eps`) between two batches: large when nothing was changed."
+def identity_penalty(
+    changed:Tensor,  # Images or flows, any shape
+    original:Tensor, # Of the same shape
+    eps:float=1e-4,  # Keeps the penalty below 1/eps
+)->Tensor:           # A number
+    "1 / (mean square error + `eps`): large when nothing was changed."
     return 1/((changed-original).square().mean()+eps)
 
 # %% ../../nbs/augment/21_wgan.ipynb #e3b0c681
-def generator_loss(image_critic, flow_critic, x, moved, flow, identity_weight=1e-3):
-    "Minus both critics' scores of `moved` and `flow`, plus the weighted identity penalties of both."
+def generator_loss(
+    image_critic,               # Images (n, c, h, w) to scores
+    flow_critic,                # Flows (n, 2, h, w) to scores
+    x:Tensor,                   # Images (n, c, h, w) that G was given
+    moved:Tensor,               # What G made of them
+    flow:Tensor,                # G's flows (n, h, w, 2)
+    identity_weight:float=1e-3, # Weight of the two identity penalties
+)->Tensor:                      # A number
+    "G's loss: minus both critics' mean scores, plus the identity penalties of images and flows."
     still = pixel_grid(*flow.shape[1:3], like=flow).expand_as(flow)
     same = identity_penalty(moved, x) + identity_penalty(flow, still)
     return identity_weight*same - image_critic(moved).mean() - flow_critic(flow.movedim(-1,1)).mean()
 
 # %% ../../nbs/augment/21_wgan.ipynb #ab029e8f
-def tau_uniform(n, n_tau=128, device=None):
-    "τ uniform in [-1, 1], shape (n, n_tau)."
+def tau_uniform(
+    n:int,         # Number of τ's
+    n_tau:int=128, # Length of each
+    device=None,   # Where they are made
+)->Tensor:         # (n, n_tau)
+    "τ uniform in [-1, 1]."
     return 2*torch.rand(n, n_tau, device=device)-1
 
 # %% ../../nbs/augment/21_wgan.ipynb #ab029e01
-def tau_tanh(n, n_tau=128, device=None, low=.4, high=3.):
-    "τ = tanh(σu), u normal, σ log-uniform in [`low`, `high`], one for each row."
+def tau_tanh(
+    n:int,         # Number of τ's
+    n_tau:int=128, # Length of each
+    device=None,   # Where they are made
+    low:float=.4,  # Least σ
+    high:float=3., # Greatest σ
+)->Tensor:         # (n, n_tau), in (-1, 1)
+    "τ = tanh(σu), with u normal and one σ for each row, log-uniform from `low` to `high`."
     sigma = torch.empty(n, 1, device=device).uniform_(math.log(low), math.log(high)).exp()
     return (sigma*torch.randn(n, n_tau, device=device)).tanh()
 
 # %% ../../nbs/augment/21_wgan.ipynb #ab029e02
-def tau_corners(n, n_tau=128, device=None):
+def tau_corners(
+    n:int,         # Number of τ's
+    n_tau:int=128, # Length of each
+    device=None,   # Where they are made
+)->Tensor:         # (n, n_tau)
     "τ at random corners of the cube, each number -1 or 1."
     return tau_uniform(n, n_tau, device).sign()
 
@@ -72,28 +109,49 @@ def tau_corners(n, n_tau=128, device=None):
 realistic_flow = partial(random_affine_flow, degrees=12., scale=.12, shear=15., shift=.15)
 
 # %% ../../nbs/augment/21_wgan.ipynb #40b82eef
-def critic_step(D, opt, real, fake, penalty_weight=10., limit=1e5):
-    "Move critic `D` once by optimizer `opt`; returns its `CriticLoss`. Raises `FloatingPointError` when the loss is not finite or beyond ±`limit`."
+def critic_step(
+    D:nn.Module,             # The critic
+    opt,                     # Its optimizer
+    real:Tensor,             # (n, …)
+    fake:Tensor,             # As many
+    penalty_weight:float=10, # λ of WGAN-GP
+    limit:float=1e5,         # Raises `FloatingPointError` for a loss beyond ±limit or not a number, before `D` moves
+)->CriticLoss:               # Before the step
+    "Move a critic once along the gradient of `critic_loss`."
     got = critic_loss(D, real, fake, penalty_weight)
-    if not got.loss.abs()<limit: raise FloatingPointError(f"The critic's loss is {got.loss.item():.3g}, beyond ±{limit:.0g}: training has diverged. Lower the learning rate, or raise penalty_weight ({penalty_weight} in this step).")
-    opt.zero_grad()
-    got.loss.backward()
-    opt.step()
+    if not got.loss.abs()<limit: raise FloatingPointError(
+        f"The critic's loss is {got.loss.item():.3g}, beyond ±{limit:.0g}: training has diverged. "
+        f"Lower the learning rate, or raise penalty_weight ({penalty_weight} in this step).")
+    opt.zero_grad(); got.loss.backward(); opt.step()
     return CriticLoss(*(o.detach() for o in got))
 
 # %% ../../nbs/augment/21_wgan.ipynb #1b12af52
-def critics_step(G, image_critic, flow_critic, opts, x, draw_tau=tau_tanh, draw_flow=realistic_flow, penalty_weight=10.):
-    "Move both critics once on images `x`; returns the two `CriticLoss`es, image first."
+def critics_step(
+    G:Generator,              # Not moved
+    image_critic:nn.Module,   # Images (n, c, h, w) to scores
+    flow_critic:nn.Module,    # Flows (n, 2, h, w) to scores
+    opts,                     # Their two optimizers
+    x:Tensor,                 # Images (n, c, h, w) in [0, 1]
+    draw_tau=tau_tanh,        # `draw_tau(n, n_tau, device)` gives τ (n, n_tau)
+    draw_flow=realistic_flow, # `draw_flow(n, size, like=x)` gives real flows (n, size, size, 2)
+    penalty_weight:float=10,  # λ of WGAN-GP for both
+)->tuple:                     # The `CriticLoss` of images and that of flows
+    "Move both critics once; raises `FloatingPointError` as `critic_step` does."
     with torch.no_grad(): moved,flow = G(x, draw_tau(len(x), G.config['n_tau'], x.device))
     real_flow = draw_flow(len(x), x.shape[-1], like=x)
     return (critic_step(image_critic, opts[0], x, moved, penalty_weight),
             critic_step(flow_critic, opts[1], real_flow.movedim(-1,1), flow.movedim(-1,1), penalty_weight))
 
 # %% ../../nbs/augment/21_wgan.ipynb #11770086
-def sliced_wasserstein(a, b, n_directions=200):
-    "Mean Wasserstein-1 distance of `a` and `b`, both (n, …), along random directions; raises `ValueError` unless both have the same shape."
-    if a.shape!=b.shape: raise ValueError(f"Sets of shape {tuple(a.shape)} and {tuple(b.shape)}: expected the same. Draw as many of one as of the other.")
-    a,b = a.flatten(1),b.flatten(1)
-    directions = torch.randn(a.shape[1], n_directions, dtype=a.dtype, device=a.device)
+def sliced_wasserstein(
+    a:Tensor,             # (n, …)
+    b:Tensor,             # Of the same shape; raises `ValueError` for another
+    n_directions:int=200, # Random directions to average over
+)->Tensor:                # A number, in the unit of `a` and `b`
+    "Mean Wasserstein-1 distance of two sets of points along random directions."
+    if a.shape!=b.shape: raise ValueError(f"Sets of shape {tuple(a.shape)} and {tuple(b.shape)}: expected the same. "
+                                          f"Draw as many of one as of the other.")
+    directions = torch.randn(math.prod(a.shape[1:]), n_directions, dtype=a.dtype, device=a.device)
     directions /= directions.norm(dim=0)
-    return ((a@directions).sort(0)[0]-(b@directions).sort(0)[0]).abs().mean()
+    along = lambda points: (points.flatten(1)@directions).sort(0)[0] # (n, n_directions)
+    return (along(a)-along(b)).abs().mean()
