@@ -115,7 +115,7 @@ def test_what_is_public_is_documented(module):
         assert o.__doc__ and '\n' not in o.__doc__.strip(), f'{module}.{name} has no docstring of one line'
         many = {k for k, p in inspect.signature(o).parameters.items() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         known = docments(o.__init__ if inspect.isclass(o) and '__init__' in vars(o) and not hasattr(o, '__dataclass_fields__') else o, returns=False)
-        silent = [k for k, v in known.items() if not v and k not in {'self', 'cls'} | many]
+        silent = [k for k, v in known.items() if not v and k not in {'self', 'cls', 'args', 'kwargs'} | many]
         assert not silent, f'{module}.{name} says nothing about {silent}'
 
 
