@@ -168,7 +168,7 @@ def relinked(nb, path, entries):
         for o in cell.get('outputs', []):
             if 'text' in o: o['text'] = nameless(''.join(o['text']))
             for kind,value in o.get('data', {}).items():
-                if kind.startswith('text/'): o['data'][kind] = clean(''.join(value))
+                if kind.startswith('text/'): o['data'][kind] = re.sub(r'^(###+ \S*?)__(\w+)__$', r'\1\_\_\2\_\_', clean(''.join(value)), flags=re.M)
     return nb
 
 

@@ -24,9 +24,9 @@ def fixed_policy(
 
 # %% ../../nbs/studies/41_methods.ipynb #d0fa704e
 def learned_policy(
-    **how,  # For `learn_augmenter`
+    **how
 ):
-    "A method that trains with an augmenter learned as `how` says, and a crop."
+    "A method that trains with an augmenter learned by `learn_augmenter` with `how`, and a crop."
     def method(splits, G, **kw):
         augmenter,figures = learn_augmenter(splits, G, **how, **kw)
         return with_crop(augmenter, padding=splits.source.crop_padding), augmenter, figures

@@ -13,19 +13,19 @@ from scipy import stats
 
 # %% ../../nbs/studies/40_results.ipynb #8b4e751f
 def read_results(
-    path,      # CSV file
-    **kwargs,  # For `pandas.read_csv`
+    path,  # CSV file
+    **kwargs
 ) -> pd.DataFrame:
-    "The results file at `path`; raises `FileNotFoundError` if nothing was run yet."
+    "The results file at `path`, `kwargs` for `pandas.read_csv`; raises `FileNotFoundError` if nothing was run yet."
     if Path(path).exists(): return pd.read_csv(path, **kwargs)
     raise FileNotFoundError(f"No {path}: run the command that makes it, or look for it in results/ of the repository.")
 
 # %% ../../nbs/studies/40_results.ipynb #56bc72e6
 def has_row(
-    path,   # CSV file, which need not exist
-    **key,  # Column → value
+    path,  # CSV file, which need not exist
+    **key
 ) -> bool:
-    "Whether the results file at `path` has a row with these values."
+    "Whether the results file at `path` has a row with the values of `key`, column → value."
     if not Path(path).exists(): return False
     rows = read_results(path)
     return bool(len(rows)) and all(k in rows for k in key) and bool((rows[list(key)]==pd.Series(key)).all(axis=1).any())

@@ -62,9 +62,9 @@ def run(
     study,         # A `Study`
     results=None,  # File to append to, by default the study's
     threads=None,  # Torch threads, by default the study's
-    **settings,    # Of the study
+    **settings
 ):
-    "Do one run of `study` and append its rows; returns them, or None where the file has this run already."
+    "Do one run of `study` with `settings` and append its rows; returns them, or None where the file has it already."
     settings,results = study.settings(**settings),results or study.results
     key = {k: settings[k] for k in study.key}
     if has_row(results, **key):
@@ -77,9 +77,9 @@ def run(
 def missing_jobs(
     study,     # A `Study`
     results,   # Its file
-    **chosen,  # Only jobs with these settings
+    **chosen
 ) -> list:
-    "Settings of the runs that the file at `results` lacks."
+    "Settings of the runs that the file at `results` lacks, only of those with `chosen` settings if given."
     study.settings(**chosen)
     jobs = [study.settings(**job) for job in study.jobs()]
     wanted = [job for job in jobs if all(str(job[k])==str(v) for k,v in chosen.items())]
@@ -131,9 +131,9 @@ def sweep(
     threads=None,    # Torch threads of each, by default the study's
     backend='loky',  # 'loky': processes on this machine; 'dask' or 'ray': a cluster
     address=None,    # Of the cluster's scheduler, by default one on this machine
-    **chosen,        # Only runs with these settings
+    **chosen
 ):
-    "Run what `results` lacks, appending rows as runs finish; returns how many failed. Raises `ValueError`."
+    "Do the runs that `results` lacks, only those with `chosen` settings if given; returns how many failed."
     if backend not in BACKENDS: raise ValueError(f"backend={backend!r}: expected one of {', '.join(BACKENDS)}.")
     results,threads = results or study.results,threads or study.threads
     jobs = missing_jobs(study, results, **chosen)
