@@ -87,6 +87,7 @@ def test_demo(tmp_path, capsys, retrain):
     demo(steps=5, e_steps=5, retrain_generator=retrain, g_steps=20, threads=1, out=str(tmp_path/'demo.png'))
     text = capsys.readouterr().out
     assert all(o in text for o in ('crop', 'random_tau', 'maxup', 'implicit', 'test accuracy %', 'validation loss', 'seconds'))
+    assert text.count('\nepoch ') >= 20 and not any(o in text for o in '█\r'), 'a log gets a line an epoch, no fragments of bars'
     assert (tmp_path/'demo.png').stat().st_size > 5000 and (tmp_path/'demo.safetensors').exists()
 
 
