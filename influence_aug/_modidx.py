@@ -872,6 +872,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'influence_aug.studies.run._dask': ('studies/run.html#_dask', 'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._kept': ('studies/run.html#_kept', 'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._loky': ('studies/run.html#_loky', 'influence_aug/studies/run.py'),
+                                           'influence_aug.studies.run._no_runs': ( 'studies/run.html#_no_runs',
+                                                                                   'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._ray': ('studies/run.html#_ray', 'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run.command_of': ( 'studies/run.html#command_of',
                                                                                      'influence_aug/studies/run.py'),

@@ -59,7 +59,7 @@ def test_generator_trained_on_the_spot(tmp_path):
 @pytest.mark.parametrize('words, message', [
     ('mnist --method best', "Unknown method 'best': expected one of none, crop"), ('mnist --scale tiny', "Unknown scale 'tiny': expected one of full, sample"),
     ('objectives --objective best', "Unknown objective 'best': expected one of none, crop"), ('search --variant best', "No variant 'best': expected one of random_tau"),
-    ('generator --dataset mnits', "No data set 'mnits': expected one of sample, mnist, cifar10, or a folder"), ('cooking', 'STUDY is one of mnist')])
+    ('generator --dataset mnits', "No data set 'mnits': expected one of sample, mnist, cifar10, or a folder"), ('cooking', "Unknown study 'cooking'")])
 def test_mistakes_are_named_before_any_work(tmp_path, words, message):
     with pytest.raises(SystemExit, match=message): ia_run([*words.split(), '--results', str(tmp_path/'r.csv')])
     assert not (tmp_path/'r.csv').exists()
@@ -118,6 +118,9 @@ def test_rows_can_be_recomputed_and_a_wrong_one_is_found(tmp_path, capsys, name,
 def test_recompute_names_a_row_that_is_not_there():
     out = subprocess.run([sys.executable, ROOT/'tools'/'recompute.py', ROOT/'results'/'mnist.csv', '--row', '9999'], capture_output=True, text=True)
     assert out.returncode == 1 and 'there is no row 9999' in out.stderr
+    for file, words in [('nope.csv', 'No file'), ('demo.txt', 'no column of commands')]:
+        out = subprocess.run([sys.executable, ROOT/'tools'/'recompute.py', ROOT/'results'/file], capture_output=True, text=True)
+        assert out.returncode == 1 and words in out.stderr
 
 
 def test_commands_are_installed():

@@ -56,7 +56,9 @@ def main():
     p.add_argument('--row', type=int, default=0, help='which row, from 0')
     p.add_argument('--tolerance', type=float, default=1e-6, help='relative, or absolute below 1')
     a = p.parse_args()
-    rows = pd.read_csv(a.file).astype(object)
+    if not a.file.exists(): sys.exit(f'No file {a.file}: expected one of results/*.csv.')
+    rows = pd.read_csv(a.file).astype(object) if a.file.suffix == '.csv' else pd.DataFrame()
+    if 'command' not in rows: sys.exit(f'{a.file} has no column of commands: expected a results file, one of results/*.csv.')
     if not 0 <= a.row < len(rows): sys.exit(f'{a.file} has rows 0 to {len(rows)-1}; there is no row {a.row}.')
     row = rows.iloc[a.row]
     print(row.command, flush=True)

@@ -22,11 +22,14 @@ STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, R
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):
-    "The `Study` that the first of `args` names, and the rest; a message and exit where it names none."
-    if not args or args[0] not in STUDIES:
-        raise SystemExit(f"usage: {program} STUDY [settings]; {program} STUDY --help tells which.\n"
-                         f"STUDY is one of {', '.join(STUDIES)}.")
-    return STUDIES[args[0]],args[1:]
+    "The `Study` that the first of `args` names, and the rest; tells what there is, and ends, where it names none."
+    usage = f'usage: {program} STUDY [settings]; {program} STUDY --help tells which.'
+    known = f"STUDY is one of {', '.join(STUDIES)}."
+    if args and args[0] in STUDIES: return STUDIES[args[0]],args[1:]
+    if not args or args[0] in ('-h','--help'):
+        print(f'{usage}\n{known}')
+        raise SystemExit(0 if args else 2)
+    raise SystemExit(f'Unknown study {args[0]!r}.\n{usage}\n{known}')
 
 # %% ../../nbs/studies/90_commands.ipynb #4398b2e6
 def ia_run(
@@ -59,6 +62,7 @@ def ia_sweep(
     "`ia-sweep STUDY`: all runs that are missing; ends with status 1 where some failed."
     study,rest = _study_of(sys.argv[1:] if args is None else args, 'ia-sweep')
     a = sweep_arguments(rest)
+    if (wrong := [o for o in a.only if '=' not in o]): raise SystemExit(f'--only {wrong[0]}: expected SETTING=VALUE.')
     only = dict(o.split('=', 1) for o in a.only)
     try: failed = sweep(study, a.results, a.processes, a.threads, a.backend, a.address, **only)
     except (TypeError, ValueError) as e: raise SystemExit(str(e)) from e

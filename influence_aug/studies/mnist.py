@@ -33,12 +33,12 @@ def mnist_splits(
 
 # %% ../../nbs/studies/44_mnist.ipynb #6def5801
 def train_on_mnist(
-    method:str='maxup',    # One of the methods of notebook 41
+    method:str='maxup',    # none, crop, affine, randaugment, trivialaugment, random_tau, paper, implicit, maxup, …
     frac:float=.01,        # Labelled share of MNIST's 60,000 training images
     seed:int=0,            # Draws the labelled images and everything else
     scale:str='full',      # full: all of MNIST; sample: the embedded tenth
     steps:int=600,         # Training steps of F
-    e_steps:int=150,       # Training steps of E
+    e_steps:int=150,       # Training steps of E, where the method has one
     generator:str='mnist', # A generator in the package, or a file
     retrain_generator:store_true=False, # Train G on this run's unlabelled images instead
     g_steps:int=None,      # Its training steps, by default 1,300

@@ -68,7 +68,7 @@ def run(
     settings,results = study.settings(**settings),results or study.results
     key = {k: settings[k] for k in study.key}
     if has_row(results, **key):
-        return print(f'{results} has this run already: {key}. Name another file to run it again.')
+        return print(f'{results} has this run already: {key}. Another file (--results) runs it again.')
     rows = rows_of(study, settings, threads or study.threads)
     append_rows(results, rows, unless=key)
     return rows
@@ -83,7 +83,13 @@ def missing_jobs(
     study.settings(**chosen)
     jobs = [study.settings(**job) for job in study.jobs()]
     wanted = [job for job in jobs if all(str(job[k])==str(v) for k,v in chosen.items())]
+    if not wanted: raise ValueError(_no_runs(study, jobs, chosen))
     return [job for job in wanted if not has_row(results, **{k: job[k] for k in study.key})]
+
+# %% ../../nbs/studies/42_run.ipynb #9057c5e7
+def _no_runs(study, jobs, chosen):
+    there = {k: sorted({str(job[k]) for job in jobs}) for k in chosen}
+    return f"{study.name} has no run with {chosen}: expected values among {there}."
 
 # %% ../../nbs/studies/42_run.ipynb #46895d0a
 def _attempt(study, settings, threads):
@@ -149,6 +155,6 @@ def parse_settings(
 ) -> dict:
     "Settings, `results` and `threads` from a command line made of the signature of `study`."
     parser = anno_parser(study.run_one, prog=f'ia-run {study.name}')
-    parser.add_argument('--results', default=study.results, help='Where the rows go')
-    parser.add_argument('--threads', type=int, default=study.threads, help='Torch threads')
+    parser.add_argument('--results', default=study.results, help=f'Where the rows go (default: {study.results})')
+    parser.add_argument('--threads', type=int, default=study.threads, help=f'Torch threads (default: {study.threads})')
     return {k: v for k,v in vars(parser.parse_args(args)).items() if k not in ('pdb','xtra')}
