@@ -893,8 +893,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'influence_aug/studies/search.py'),
                                               'influence_aug.studies.search._judged': ( 'studies/search.html#_judged',
                                                                                         'influence_aug/studies/search.py'),
-                                              'influence_aug.studies.search._passes': ( 'studies/search.html#_passes',
-                                                                                        'influence_aug/studies/search.py'),
                                               'influence_aug.studies.search._tried': ( 'studies/search.html#_tried',
                                                                                        'influence_aug/studies/search.py'),
                                               'influence_aug.studies.search._unchosen': ( 'studies/search.html#_unchosen',

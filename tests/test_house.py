@@ -67,8 +67,9 @@ def test_the_library_names_no_data_set_and_no_size(module):
 
 @pytest.mark.parametrize('module', ROOMS)
 def test_lines_are_readable(module):
-    for i, line in enumerate(FILES[module].read_text(encoding='utf-8').splitlines(), 1):
-        assert len(line) <= 120 or line.startswith(('__all__', '           ')), f'{module}:{i} has {len(line)} characters'
+    text = FILES[module].read_text(encoding='utf-8')
+    text = re.sub(r'^__all__ = \[.*?\]$', lambda m: '\n'*m[0].count('\n'), text, flags=re.M | re.S)
+    for i, line in enumerate(text.splitlines(), 1): assert len(line) <= 120, f'{module}:{i} has {len(line)} characters'
 
 
 def code_lines(source):

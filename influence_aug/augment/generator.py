@@ -50,7 +50,8 @@ class WGANCallback(Callback):
         penalty_every=2,           # Take the penalty once in so many critic steps; raises `ValueError` below 1
     ):
         if penalty_every<1:
-            raise ValueError(f"penalty_every={penalty_every}: expected 1 or more. 1 takes the penalty at each critic step.")
+            raise ValueError(f"penalty_every={penalty_every}: expected 1 or more. "
+                             "1 takes the penalty at each critic step.")
         self.n_critic,self.lr,self.penalty_weight,self.penalty_every = n_critic,lr,penalty_weight,penalty_every
         self.draw_tau = draw_tau
         self.step = partial(critics_step, draw_tau=draw_tau, draw_flow=draw_flow)
@@ -206,7 +207,8 @@ def _write(self:Checkpoint):
     self.path.parent.mkdir(parents=True, exist_ok=True)
     state = dict(settings=self.settings, seconds=self.seconds, random=_random_state(self.dls),
                  smooth=(r.smooth_loss.count, r.smooth_loss.val), rows=list(r.values), iters=r.iters,
-                 recorder=dict(lrs=r.lrs, losses=r.losses), parts={name: o.state_dict() for o,name in self._parts().items()})
+                 recorder=dict(lrs=r.lrs, losses=r.losses),
+                 parts={name: o.state_dict() for o,name in self._parts().items()})
     torch.save(_plain_state(state), aside)
     aside.replace(self.path)
 

@@ -36,9 +36,6 @@ def _adam_in_a_cycle(model, lr, steps):
     opt = torch.optim.Adam(model.parameters(), lr, betas=(.9,.99))
     return opt, OneCycleLR(opt, lr, steps, pct_start=.25, cycle_momentum=False, final_div_factor=4e3)
 
-# %% ../../nbs/studies/46_search.ipynb #391b6659
-def _passes(n, wanted): return torch.cat([torch.randperm(n) for _ in range(-(-wanted//n))])[:wanted]
-
 # %% ../../nbs/studies/46_search.ipynb #ede4a5ae
 def train_in_a_loop(
     draw,    # `draw(model, x, y, t)` makes a training batch; `t` is the share of training done
@@ -53,7 +50,7 @@ def train_in_a_loop(
     x,y = splits.labelled.x.float()/255,splits.labelled.y
     model = small_cnn(x.shape[1], len(splits.labelled.vocab))
     opt,cycle = _adam_in_a_cycle(model, lr, steps)
-    for k,i in enumerate(_passes(len(x), steps*bs).split(bs)):
+    for k,i in enumerate(torch.tensor(TensorDL(splits.labelled, bs, steps).get_idxs()).split(bs)):
         with torch.no_grad(): xb,yb = draw(model, x[i], y[i], k/steps)
         loss = F.cross_entropy(model.train()(xb), yb)
         opt.zero_grad(); loss.backward(); opt.step(); cycle.step()
