@@ -869,6 +869,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._attempt': ( 'studies/run.html#_attempt',
                                                                                    'influence_aug/studies/run.py'),
+                                           'influence_aug.studies.run._attempts': ( 'studies/run.html#_attempts',
+                                                                                    'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._dask': ('studies/run.html#_dask', 'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._kept': ('studies/run.html#_kept', 'influence_aug/studies/run.py'),
                                            'influence_aug.studies.run._loky': ('studies/run.html#_loky', 'influence_aug/studies/run.py'),

@@ -97,6 +97,14 @@ def _attempt(study, settings, threads):
     try: return settings, rows_of(study, settings, threads), None
     except Exception: return settings, [], traceback.format_exc()
 
+# %% ../../nbs/studies/42_run.ipynb #35cabeac
+def _attempts(study, jobs, threads, backend, processes):
+    "Attempts as they are finished; from Ray, whose backend has no such order, in groups of `processes`."
+    calls = [delayed(_attempt)(study, job, threads) for job in jobs]
+    if backend!='ray': yield from Parallel(return_as='generator_unordered', batch_size=1)(calls)
+    else:
+        for k in range(0, len(calls), processes): yield from Parallel()(calls[k:k+processes])
+
 # %% ../../nbs/studies/42_run.ipynb #bfd5ee76
 def _kept(study, results, settings, rows, wrong):
     "Append the `rows` of one attempt, say how it went, and return whether it failed."
@@ -145,8 +153,7 @@ def sweep(
     jobs = missing_jobs(study, results, **chosen)
     print(f'{study.name}: {len(jobs)} runs to do, {len(study.jobs())-len(jobs)} there or not asked for', flush=True)
     with BACKENDS[backend](processes, address):
-        attempts = Parallel(return_as='generator_unordered', batch_size=1)
-        return sum(_kept(study, results, *o) for o in attempts(delayed(_attempt)(study, job, threads) for job in jobs))
+        return sum(_kept(study, results, *o) for o in _attempts(study, jobs, threads, backend, processes))
 
 # %% ../../nbs/studies/42_run.ipynb #6a22225a
 def parse_settings(
