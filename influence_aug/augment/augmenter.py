@@ -7,13 +7,14 @@ __all__ = ['Estimator', 'RandomEstimator', 'StochasticEstimator', 'SharedEstimat
            'load_generator']
 
 # %% ../../nbs/augment/22_augmenter.ipynb #bba45ccd
-import hashlib, importlib.resources, json, torch
+import hashlib, importlib.resources, json, pandas as pd, torch
 from fastcore.basics import patch
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from .transforms import *
+from .named import *
 from .transforms import check_input
 
 # %% ../../nbs/augment/22_augmenter.ipynb #e6ff3c7c
@@ -70,6 +71,14 @@ class SharedEstimator(_ChoosesTau):
         u = torch.randn(len(x), len(self.mu), dtype=x.dtype, device=x.device)
         return (self.mu+self.log_sigma.exp()*u).tanh()
 
+# %% ../../nbs/augment/22_augmenter.ipynb #3079a67f
+@patch
+def distribution(self:SharedEstimator,
+    x:Tensor, # Images (n, c, size, size)
+): # μ and σ, both (n, n_tau)
+    "Mean and width from which τ is drawn before the tanh, one row for each image."
+    return self.mu.expand(len(x), -1),self.log_sigma.exp().expand(len(x), -1)
+
 # %% ../../nbs/augment/22_augmenter.ipynb #dd13f22a
 def _check_fits(config, fits):
     "Raise `ValueError` unless E's `config` agrees with what G was made for."
@@ -82,7 +91,7 @@ def _check_fits(config, fits):
 class Augmenter(nn.Module):
     "x̃ = G(x, E(x)): images (n, c, h, w) in [0, 1] to augmented images of the same shape."
     def __init__(self,
-        generator:Generator, # G
+        generator:nn.Module, # G, such as a `Generator` or `NamedGenerator`
         estimator,           # E, made for the same images and τ, or its class; raises `ValueError` if they differ
     ):
         super().__init__()
@@ -94,6 +103,57 @@ class Augmenter(nn.Module):
     def forward(self, x):
         check_input(x, **self.generator.config)
         return self.generator(x, self.estimator(x))[0].clamp(0, 1)
+
+# %% ../../nbs/augment/22_augmenter.ipynb #128d5873
+def _drawn_values(generator, tau):
+    "Mean and spread of each quantity of `generator` over `tau` (n, n_tau), by logarithms for factors."
+    def summary(k, v):
+        if generator.quantities[k].unit!='×': return v.mean().item(),v.std().item()
+        return v.log().mean().exp().item(),v.log().std().exp().item()
+    return {k: summary(k, v) for k,v in generator.values(tau).items() if k in generator.quantities}
+
+# %% ../../nbs/augment/22_augmenter.ipynb #2dfe437c
+@patch
+@torch.no_grad()
+def describe(self:Augmenter,
+    x:Tensor=None,  # Images (n, c, h, w) that E chooses for; needed where E looks at them
+    draws:int=5000, # Draws of τ, spread over the images
+)->pd.DataFrame:
+    "What E does, a quantity a row, beside random τ; raises `TypeError` for a G without names."
+    if not hasattr(self.generator, 'quantities'): raise TypeError(
+        f"A {type(self.generator).__name__} has no names: expected an augmenter over a NamedGenerator.")
+    at,looks = next(self.parameters(), torch.zeros(1)),isinstance(self.estimator, (Estimator,StochasticEstimator))
+    if x is None and looks: raise ValueError(f"A {type(self.estimator).__name__} looks at images: pass some as x.")
+    x = at.new_zeros(1,1,1,1) if x is None else x.to(at)
+    tau = self.estimator(x.repeat(-(-draws//len(x)),1,1,1))
+    return _described(self.generator, tau, torch.randn_like(tau).tanh())
+
+# %% ../../nbs/augment/22_augmenter.ipynb #d1b347a2
+def _described(generator, tau, start):
+    "The table of `describe` for drawn `tau` and for random `start`."
+    drawn,random = _drawn_values(generator, tau),_drawn_values(generator, start)
+    rows = {k: (*drawn[k], *random[k]) for k in drawn}
+    table = pd.DataFrame.from_dict(rows, orient='index', columns=['mean','spread','random mean','random spread'])
+    table['unit'] = [q.unit for q in generator.quantities.values()]
+    table['moved'] = ((tau.mean(0)-start.mean(0)).abs()>.2).tolist()
+    return table
+
+# %% ../../nbs/augment/22_augmenter.ipynb #f9f062d8
+def _said(name, row):
+    "One quantity in words: 'rotation 30.4° ± 9.9°'."
+    if row.unit=='×': return f"{name} ×{row['mean']:.2f} (÷ or × {row.spread:.2f})"
+    places = 1 if row.unit else 2
+    return f"{name} {row['mean']:.{places}f}{row.unit} ± {row.spread:.{places}f}{row.unit}"
+
+# %% ../../nbs/augment/22_augmenter.ipynb #89457483
+@patch
+def tell(self:Augmenter,
+    x:Tensor=None, # As for `describe`
+)->str:
+    "What E has moved away from random τ by more than a tenth of its range, in a sentence; raises as `describe` does."
+    table = self.describe(x)
+    moved = [_said(k, row) for k,row in table[table.moved].iterrows()]
+    return f"Learned: {', '.join(moved)}." if moved else "Learned: nothing that differs from random τ."
 
 # %% ../../nbs/augment/22_augmenter.ipynb #a9d5cff8
 def _checksum(tensors):
@@ -107,7 +167,7 @@ def _checksum(tensors):
 # %% ../../nbs/augment/22_augmenter.ipynb #a9d5cf01
 def save_modules(
     path,         # File to write; folders are made, and an old file is replaced only by a whole new one
-    modules:dict, # Name → module with a `config`, one of Generator and the four E's
+    modules:dict, # Name → module with a `config`, a generator or one of the four E's
     **kwargs,     # Anything JSON can hold, kept as `info` in the file's header
 ):
     "Write modules to one safetensors file."
@@ -140,7 +200,8 @@ def _check_file(path, tensors, meta):
                                          f"its header says {expected[:12]}…. Make or fetch it again.")
 
 # %% ../../nbs/augment/22_augmenter.ipynb #a9d5cf02
-_KINDS = {o.__name__: o for o in (Generator, Estimator, StochasticEstimator, SharedEstimator, RandomEstimator)}
+_KINDS = {o.__name__: o for o in (Generator, NamedGenerator, Estimator, StochasticEstimator, SharedEstimator,
+                                  RandomEstimator)}
 
 # %% ../../nbs/augment/22_augmenter.ipynb #e3b2a701
 def _module(path, spec, weights):

@@ -14,11 +14,12 @@ from .ranking import CORRELATIONS, RANKING, RETRAINING
 from .run import *
 from .run import parse_settings
 from .search import SEARCH
+from .shift import SHIFT
 from .toy_measures import TOY, TOY_FRESH
 
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
-                               GENERATOR, RANGES)}
+                               GENERATOR, RANGES, SHIFT)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):
@@ -39,7 +40,7 @@ def ia_run(
     study,rest = _study_of(sys.argv[1:] if args is None else args, 'ia-run')
     try: rows = run(study, **parse_settings(study, rest))
     except (ValueError, FileNotFoundError) as e: raise SystemExit(str(e)) from e
-    for row in (rows or [])[:20]: print(', '.join(f'{k} {v}' for k,v in row.items() if k!='command'))
+    for row in (rows or [])[:20]: print(', '.join(f'{k} {v}' for k,v in row.items() if len(str(v))<40))
 
 # %% ../../nbs/studies/90_commands.ipynb #da8325f2
 def sweep_arguments(
