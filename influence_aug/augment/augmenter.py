@@ -114,7 +114,6 @@ def _drawn_values(generator, tau):
 
 # %% ../../nbs/augment/22_augmenter.ipynb #2dfe437c
 @patch
-@torch.no_grad()
 def describe(self:Augmenter,
     x:Tensor=None,  # Images (n, c, h, w) that E chooses for; needed where E looks at them
     draws:int=5000, # Draws of τ, spread over the images
@@ -125,7 +124,7 @@ def describe(self:Augmenter,
     at,looks = next(self.parameters(), torch.zeros(1)),isinstance(self.estimator, (Estimator,StochasticEstimator))
     if x is None and looks: raise ValueError(f"A {type(self.estimator).__name__} looks at images: pass some as x.")
     x = at.new_zeros(1,1,1,1) if x is None else x.to(at)
-    tau = self.estimator(x.repeat(-(-draws//len(x)),1,1,1))
+    with torch.no_grad(): tau = self.estimator(x.repeat(-(-draws//len(x)),1,1,1))
     return _described(self.generator, tau, torch.randn_like(tau).tanh())
 
 # %% ../../nbs/augment/22_augmenter.ipynb #d1b347a2

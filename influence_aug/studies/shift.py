@@ -211,7 +211,7 @@ def _shift_runs():
 SHIFT = Study('shift', train_under_shift, ('dataset','shift','target_labels','method','seed'), 'results/shift.csv', _shift_runs)
 
 # %% ../../nbs/studies/51_shift.ipynb #921bab54
-CANDIDATES = ('random_named','shared','joint','shared_joint')
+CANDIDATES = ('random_tau','random_named','shared','joint','shared_joint')
 
 # %% ../../nbs/studies/51_shift.ipynb #00887ac4
 def add_decisions(
@@ -225,5 +225,5 @@ def add_decisions(
 # %% ../../nbs/studies/51_shift.ipynb #f861bc4f
 def _decided(cell):
     losses = {k: [float(o) for o in cell.holdout_losses[k].split()] for k in CANDIDATES}
-    found = decide(losses, baseline='random_named')
+    found = decide(losses, baseline='random_tau')
     return dict(cell.loc[found.choice], method='decision', chosen=found.choice)
