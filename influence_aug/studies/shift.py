@@ -208,7 +208,8 @@ def _shift_runs():
     return [o for seed in range(3) for o in _digit_runs(seed)] + [o for seed in range(2) for o in _photo_runs(seed)]
 
 # %% ../../nbs/studies/51_shift.ipynb #f5e0cbc8
-SHIFT = Study('shift', train_under_shift, ('dataset','shift','target_labels','method','seed'), 'results/shift.csv', _shift_runs)
+SHIFT = Study('shift', train_under_shift, ('dataset','shift','target_labels','method','seed'), 'results/shift.csv',
+              _shift_runs)
 
 # %% ../../nbs/studies/51_shift.ipynb #921bab54
 CANDIDATES = ('random_tau','random_named','shared','joint','shared_joint')
