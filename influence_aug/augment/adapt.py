@@ -164,8 +164,8 @@ def adapt(
     trials['joint'] = search_joint(splits, [random_tau(G), *policies], **how)
     trials['learned_joint'] = search_joint(splits, [augmenter], shares=(.25,.125), **how)
     decision = decide({k: t.losses for k,t in trials.items()})
-    learn = (refitted if refit else lambda s, t, **_: t)(splits, trials[decision.choice], **how).learn
-    return Adaptation(learn, decision, augmenter, trials)
+    best = refitted(splits, trials[decision.choice], **how) if refit else trials[decision.choice]
+    return Adaptation(best.learn, decision, augmenter, trials)
 
 # %% ../../nbs/augment/30_adapt.ipynb #2a104f39
 def refitted(

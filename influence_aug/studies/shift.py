@@ -7,7 +7,7 @@ __all__ = ['PROTOCOL', 'LABEL_COUNTS', 'FIXED', 'LEARNED', 'SHIFT', 'CANDIDATES'
            'add_decisions']
 
 # %% ../../nbs/studies/51_shift.ipynb #799a3b91
-import functools, pandas as pd, torch
+import functools, pandas as pd
 from torchvision.transforms import v2
 from ..core.data import *
 from ..augment.adapt import *
@@ -21,7 +21,7 @@ from ..influence.ranking import *
 from .methods import *
 
 # %% ../../nbs/studies/51_shift.ipynb #81271629
-from ..augment.adapt import Trial, image_losses, refitted, search_joint, train_trial
+from ..augment.adapt import image_losses, refitted, search_joint, train_trial
 from .results import *
 from .run import *
 from .shifts import *

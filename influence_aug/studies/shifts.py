@@ -24,7 +24,7 @@ def _rotated(x, rng): return _affine(x, angle=-float(rng.normal(30, 5)))
 
 # %% ../../nbs/studies/50_shifts.ipynb #b5f71075
 def _smaller(x, rng):
-    "65% of its size, and moved to the right and down by an eighth of the side, more or less."
+    "65% of its size, and moved by 2 to 4 pixels to the right and 1 to 3 down."
     return _affine(x, scale=.65, translate=[int(rng.integers(2,5)), int(rng.integers(1,4))])
 
 # %% ../../nbs/studies/50_shifts.ipynb #52270d46
