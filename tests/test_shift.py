@@ -113,7 +113,7 @@ def test_target_images_take_their_share_under_the_same_normalisation(normalised,
 @pytest.mark.parametrize('name', list(TARGET_POLICIES))
 def test_target_policies_keep_images(name):
     x = torch.rand(6, 3, 16, 16)
-    new = TARGET_POLICIES[name](2)(x)
+    new = TARGET_POLICIES[name](2, "border")(x)
     assert new.shape == x.shape and 0 <= new.min() and new.max() <= 1
 
 

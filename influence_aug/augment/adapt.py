@@ -20,6 +20,8 @@ from .named import *
 from .policies import *
 from ..influence.solvers import frozen
 from .estimator import holdout_figures, share_read
+from ..core.data import per_class
+from ..core.display import Quiet, show_images
 
 # %% ../../nbs/augment/30_adapt.ipynb #66833bcb
 @torch.no_grad()
@@ -43,6 +45,13 @@ class Trial(NamedTuple):
     @property
     def loss(self): return self.losses.mean().item()
 
+# %% ../../nbs/augment/30_adapt.ipynb #a0ec2bd8
+def _told(trial):
+    "`trial`, after a line about it."
+    with_target = '' if not trial.settings['share'] else ', {share:.1%} target images, {target_policy}'
+    print(f'  loss {trial.loss:.3f}'+with_target.format(**trial.settings), flush=True)
+    return trial
+
 # %% ../../nbs/augment/30_adapt.ipynb #bbb75870
 def train_trial(
     splits,             # `Splits` whose validation is the target's
@@ -51,20 +60,21 @@ def train_trial(
     share=0.,           # Share of target images in a batch
     target_policy=None, # Theirs, one of TARGET_POLICIES
     data=None,          # `Images` of the target to add, by default the tuning half
+    padding_mode='zeros', # What lies beyond the edge of target images: 'zeros' or 'border'
     **kwargs,           # For `train_classifier`
 ) -> Trial:
     "Train F with `policy`, and with target images where they have a share."
     padding = splits.source.crop_padding
     cbs = with_crop(policy, *also, padding=padding)
-    if share: cbs.append(AddTarget(data or splits.tune, share, TARGET_POLICIES[target_policy](padding)))
-    learn = train_classifier(splits, cbs, **kwargs)
+    if share: cbs.append(AddTarget(data or splits.tune, share, TARGET_POLICIES[target_policy](padding, padding_mode)))
+    learn = train_classifier(splits, [*cbs, Quiet()], **kwargs)
     settings = dict(policy=policy, share=share, target_policy=target_policy)
-    return Trial(learn, image_losses(learn, splits.holdout), settings)
+    return _told(Trial(learn, image_losses(learn, splits.holdout), settings))
 
 # %% ../../nbs/augment/30_adapt.ipynb #ed5b7808
 TARGET_POLICIES = {
-    'crop': crop,
-    'affine': lambda padding: lambda x: crop(padding)(Augment(random_affine(), .5).change(x)),
+    'crop': lambda padding, mode: crop(padding),
+    'affine': lambda padding, mode: lambda x: crop(padding)(Augment(random_affine(padding_mode=mode), .5).change(x)),
 }
 
 # %% ../../nbs/augment/30_adapt.ipynb #39c38173
@@ -78,7 +88,7 @@ def look_for_shift(
 ) -> tuple:
     "(the augmenter with the lowest `head_holdout_loss`, that loss, the loss with random τ)."
     def learned(weight):
-        cbs = [StayRandom(weight), Guard(_floor(model, G, splits), patience=4)]
+        cbs = [StayRandom(weight), Guard(_floor(model, G, splits), patience=4), Quiet()]
         a = Augmenter(G, SharedEstimator)
         return train_estimator(model, a, splits, steps=e_steps, epochs=10, lr=1e-2, seed=seed, cbs=cbs)
     learn = min((learned(w) for w in weights), key=lambda o: o.guard.best)
@@ -92,6 +102,25 @@ def _floor(model, G, splits, part=.7):
     device = next(model.parameters()).device
     x,y = splits.labelled.x.to(device).float()/255,splits.labelled.y.to(device)
     with frozen(model): return part*share_read(model, random_tau(G).to(device), x, y)
+
+# %% ../../nbs/augment/30_adapt.ipynb #68701053
+def search_learned(
+    splits,       # `Splits` whose validation is the target's
+    model,        # F trained with random τ of `G`
+    G,            # As for `look_for_shift`
+    rounds=1,     # Each trains E on the F of the one before
+    e_steps=150,  # Steps of E
+    seed=0,       # Draws everything random
+    **kwargs,     # For `train_trial`
+): # (`Trial`, augmenter)
+    "The trial with the lowest loss on the watching half, and its augmenter."
+    found = []
+    for _ in range(rounds):
+        augmenter,*_ = look_for_shift(splits, model, G, e_steps=e_steps, seed=seed)
+        if hasattr(G, 'quantities'): print(f'  {augmenter.tell()}')
+        found.append((train_trial(splits, augmenter, seed=seed, **kwargs), augmenter))
+        model = found[-1][0].learn.model
+    return min(found, key=lambda o: o[0].loss)
 
 # %% ../../nbs/augment/30_adapt.ipynb #adbfb6e1
 def search_joint(
@@ -111,8 +140,9 @@ def search_joint(
 class Decision(NamedTuple):
     "What was decided, and why."
     choice:str         # Name of a candidate
-    table:pd.DataFrame # A candidate a row: loss, difference to random τ, half its interval
+    table:pd.DataFrame # A candidate a row: loss, difference to the baseline, half its interval
     reason:str         # In words
+    baseline:str       # What others had to beat
 
 # %% ../../nbs/augment/30_adapt.ipynb #09169fe2
 def decide(
@@ -128,7 +158,7 @@ def decide(
     table = pd.DataFrame({'loss': at.mean(), 'difference': difference.mean(), '±': half}).sort_values('loss')
     clear = table[table.difference+table['±']<0]
     choice = clear.index[0] if len(clear) else baseline
-    return Decision(choice, table, _why(choice, table, baseline, len(at)))
+    return Decision(choice, table, _why(choice, table, baseline, len(at)), baseline)
 
 # %% ../../nbs/augment/30_adapt.ipynb #e402e1fa
 def _why(choice, table, baseline, n):
@@ -145,27 +175,55 @@ class Adaptation:
     decision:Decision  # Which candidate, and why
     augmenter:Augmenter # What was learned, used or not
     trials:dict        # Candidate → `Trial`
+    splits:object      # The `Splits` it was found on
+
+# %% ../../nbs/augment/30_adapt.ipynb #17f82390
+def _check_target(splits):
+    "Raise `ValueError` for fewer than five images in a half, or images of another shape."
+    n,shapes = len(splits.holdout),[tuple(o.x.shape[1:]) for o in (splits.labelled, splits.valid)]
+    if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of the target.")
+    if shapes[0]!=shapes[1]:
+        raise ValueError(f"Target images of shape {shapes[1]}: expected {shapes[0]}, as in training. Resize them.")
+
+# %% ../../nbs/augment/30_adapt.ipynb #43372d00
+def _named_for(x):
+    "A `NamedGenerator` for images like `x`: drawings lie on black, photographs go on beyond their edge."
+    channels,size = x.shape[1:3]
+    return NamedGenerator(channels, size, padding_mode='border' if channels==3 else 'zeros')
+
+# %% ../../nbs/augment/30_adapt.ipynb #c6c9b198
+def _all_trials(splits, G, policies, rounds, e_steps, how):
+    "(Name → `Trial`, the augmenter that was learned), with a line about each."
+    def run(name, f, *args):
+        print(name, flush=True)
+        return f(splits, *args, **how)
+    trials = {k: run(k, train_trial, p) for k,p in policies.items()}
+    trials['learned'],augmenter = run('learned', search_learned, trials['random_tau'].learn.model, G, rounds, e_steps)
+    trials['joint'] = run('joint', search_joint, list(policies.values()))
+    trials['learned_joint'] = run('learned_joint', search_joint, [augmenter], (.25,.125))
+    return trials,augmenter
 
 # %% ../../nbs/augment/30_adapt.ipynb #ee1d2cb1
 def adapt(
-    splits,       # `Splits` whose validation is the labelled part of the target
-    G=None,       # A generator, by default a `NamedGenerator` for these images
-    policies=(),  # Random policies to try with added labels, besides random τ
-    refit=True,   # Train F again with the watching half too, where labels are added
-    seed=0,       # Draws everything random
-    e_steps=150,  # Steps of E
-    **kwargs,     # For `train_classifier`, and `also`, policies that are always used, such as a flip
+    splits,        # `Splits` whose validation is the labelled part of the target; raises `ValueError` for too few
+    G=None,        # A generator, by default a `NamedGenerator` for these images, with 'border' for colour
+    policies=None, # Name → random policy, the first what is used if nothing has moved; by default a mild affine map
+    rounds=1,      # Of learning, each with an F trained by the one before
+    refit=True,    # Train F again with the watching half too, where labels are added
+    seed=0,        # Draws everything random
+    e_steps=150,   # Steps of E
+    **kwargs,      # For `train_classifier`, and `also`, policies that are always used, such as a flip
 ) -> Adaptation:
-    "Try random τ, learned, joint, and learned + joint; decide by the loss on labels that trained nothing."
-    G,how = G or NamedGenerator(*splits.labelled.x.shape[1:3]),dict(seed=seed, **kwargs)
-    trials = {'random_tau': train_trial(splits, random_tau(G), **how)}
-    augmenter,*_ = look_for_shift(splits, trials['random_tau'].learn.model, G, e_steps=e_steps, seed=seed)
-    trials['learned'] = train_trial(splits, augmenter, **how)
-    trials['joint'] = search_joint(splits, [random_tau(G), *policies], **how)
-    trials['learned_joint'] = search_joint(splits, [augmenter], shares=(.25,.125), **how)
-    decision = decide({k: t.losses for k,t in trials.items()})
+    "Try random policies, learned, joint, and learned + joint; decide by the loss on labels that trained nothing."
+    _check_target(splits)
+    G = G or _named_for(splits.labelled.x)
+    how = dict(seed=seed, padding_mode=G.config.get('padding_mode', 'zeros'), **kwargs)
+    policies = (policies or {'affine': random_affine(padding_mode=how['padding_mode'])}) | {'random_tau': random_tau(G)}
+    trials,augmenter = _all_trials(splits, G, policies, rounds, e_steps, how)
+    decision = decide({k: t.losses for k,t in trials.items()}, baseline=next(iter(policies)))
+    print(decision.reason)
     best = refitted(splits, trials[decision.choice], **how) if refit else trials[decision.choice]
-    return Adaptation(best.learn, decision, augmenter, trials)
+    return Adaptation(best.learn, decision, augmenter, trials, splits)
 
 # %% ../../nbs/augment/30_adapt.ipynb #2a104f39
 def refitted(
@@ -182,11 +240,31 @@ def refitted(
 def plot(self:Adaptation,
     ax=None, # Axes to draw on, by default new ones
 ):
-    "Draw each candidate's difference to random τ with its interval; returns the axes."
-    t = self.decision.table.drop(index='random_tau').iloc[::-1]
+    "Draw each candidate's difference to the baseline with its interval; returns the axes."
+    baseline = self.decision.baseline
+    t = self.decision.table.drop(index=baseline).iloc[::-1]
     ax = ax or plt.subplots(figsize=(5, 1.6))[1]
     ax.errorbar(t.difference, range(len(t)), xerr=t['±'], fmt='o', ms=4, capsize=2)
     ax.axvline(0, color='.5', lw=.7)
     ax.set_yticks(range(len(t)), t.index)
-    ax.set_title('loss on the watching half, minus that of random τ', fontsize=9)
+    ax.set_title(f'loss on the watching half, minus that of {baseline}', fontsize=9)
     return ax
+
+# %% ../../nbs/augment/30_adapt.ipynb #62acc9ca
+@patch
+def show(self:Adaptation,
+    n=10, # Images in a row
+    size=.6, # Width of an image, inches
+):
+    "Draw training images, what was learned made of them, and target images of the same classes; returns the axes."
+    data,target = self.splits.labelled,self.splits.valid
+    device = next(self.augmenter.parameters()).device
+    pick = per_class(data.y, -(-n//len(data.vocab)))[:n]
+    like = torch.stack([torch.where(target.y==k)[0][0] for k in data.y[pick]])
+    x = data.x[pick].float()/255
+    with torch.no_grad(): learned = self.augmenter(x.to(device)).cpu()
+    axs = plt.subplots(3, 1, figsize=(size*n, 3.5*size))[1]
+    for ax,o,title in zip(axs, (x, learned, target.x[like]), ('training','learned','target')):
+        show_images(o, ncols=n, ax=ax)
+        ax.set_title(title, fontsize=8, loc='left', pad=2)
+    return axs

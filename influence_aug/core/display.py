@@ -8,6 +8,7 @@ __all__ = ['show_images', 'progress']
 # %% ../../nbs/core/00_display.ipynb #d93cb341
 import math, sys, time
 import matplotlib.pyplot as plt, torch
+from fastai.callback.core import Callback
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 
@@ -82,3 +83,10 @@ def epoch_lines(
         learn.remove_cb(learn.progress)
         learn.logger = _EpochLine(learn.recorder)
     return learn
+
+# %% ../../nbs/core/00_display.ipynb #f157a946
+class Quiet(Callback):
+    "A Learner that draws no bar and prints no line."
+    def after_create(self):
+        if hasattr(self.learn, 'progress'): self.learn.remove_cb(self.learn.progress)
+        self.learn.logger = lambda log: None

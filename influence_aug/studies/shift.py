@@ -21,7 +21,7 @@ from ..influence.ranking import *
 from .methods import *
 
 # %% ../../nbs/studies/51_shift.ipynb #81271629
-from ..augment.adapt import image_losses, refitted, search_joint, train_trial
+from ..augment.adapt import image_losses, refitted, search_joint, search_learned, train_trial
 from .results import *
 from .run import *
 from .shifts import *
@@ -113,7 +113,7 @@ def _at(learn, dataset, shift, n, seed):
     return _figures(accuracy, image_losses(learn, splits.holdout))
 
 # %% ../../nbs/studies/51_shift.ipynb #efc0ce6d
-def _how(dataset, seed): return dict(seed=seed, steps=PROTOCOL[dataset]['steps'], also=PROTOCOL[dataset]['also'])
+def _how(dataset, seed): return dict(seed=seed) | {k: PROTOCOL[dataset][k] for k in ('steps','also','padding_mode')}
 
 # %% ../../nbs/studies/51_shift.ipynb #8fd86eda
 @functools.lru_cache(2)
@@ -145,6 +145,13 @@ def _shared_joint(dataset, shift, target_labels, seed):
     splits = shift_splits(dataset, shift, target_labels, seed)
     return splits, search_joint(splits, [augmenter], shares=(.25,.125), **_how(dataset, seed)), figures
 
+# %% ../../nbs/studies/51_shift.ipynb #5e032689
+def _shared_rounds(dataset, shift, target_labels, seed):
+    splits,named = shift_splits(dataset, shift, target_labels, seed),_named(dataset)
+    model = _trained('random_named', dataset, shift if shift=='from_sklearn' else 'none', seed).model
+    trial,augmenter = search_learned(splits, model, named, rounds=2, **_how(dataset, seed))
+    return splits, trial, dict(told=augmenter.tell())
+
 # %% ../../nbs/studies/51_shift.ipynb #2007f1da
 def _as_in_distribution(method):
     "A method of notebook 41 that learns an augmenter over G, with the target in validation's place."
@@ -156,7 +163,7 @@ def _as_in_distribution(method):
     return run
 
 # %% ../../nbs/studies/51_shift.ipynb #ba22e9b7
-LEARNED = {'joint': _joint, 'shared': _shared, 'shared_joint': _shared_joint,
+LEARNED = {'joint': _joint, 'shared': _shared, 'shared_joint': _shared_joint, 'shared_rounds': _shared_rounds,
            'paper': _as_in_distribution('paper'), 'implicit': _as_in_distribution('implicit')}
 
 # %% ../../nbs/studies/51_shift.ipynb #83144774
@@ -164,48 +171,67 @@ def _check_method(method):
     known = ['none', 'maxup', *FIXED, *LEARNED]
     if method not in known: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(known)}.")
 
-# %% ../../nbs/studies/51_shift.ipynb #52b01a66
-def train_under_shift(
-    method:str='shared',  # none, crop, …, random_tau, random_named, maxup, joint, shared, shared_joint, paper, implicit
-    dataset:str='mnist',  # mnist or cifar10
-    shift:str='rotate',   # One of its shifts; none or from_sklearn for methods without target labels
-    target_labels:int=40, # Labelled target images; one half steers, the other watches
-    seed:int=0,           # Draws the labelled images and everything else
-):
-    "Train with one method and test it under one shift, or under all where it uses no target labels; returns rows."
-    _check_method(method)
-    shift_source(dataset, shift, target_labels, seed)
-    if method not in LEARNED: return _fixed_rows(method, dataset, shift, seed)
+# %% ../../nbs/studies/51_shift.ipynb #6cac5814
+def _learned_row(method, dataset, shift, target_labels, seed):
+    "Figures of a method that trains on target labels."
     splits,trial,figures = LEARNED[method](dataset, shift, target_labels, seed)
     final = refitted(splits, trial, **_how(dataset, seed))
     half,whole = _accuracy(trial.learn, splits),_accuracy(final.learn, splits)
     settings = dict(share=trial.settings['share'], target_policy=trial.settings['target_policy'])
     return _figures(whole, trial.losses) | dict(accuracy_half=round(100*half, 3)) | settings | figures
 
+# %% ../../nbs/studies/51_shift.ipynb #52b01a66
+def train_under_shift(
+    method:str='shared',  # none, crop, …, random_tau, random_named, maxup, joint, shared, shared_joint, paper, …
+    dataset:str='mnist',  # mnist or cifar10
+    shift:str='rotate',   # One of its shifts; none or from_sklearn for methods without target labels
+    target_labels:int=40, # Labelled target images; one half steers, the other watches
+    seed:int=0,           # Draws the labelled images and everything else
+):
+    "Rows of one method under one shift, or under all where it uses no target labels; shared leaves shared_joint's too."
+    _check_method(method)
+    shift_source(dataset, shift, target_labels, seed)
+    if method not in LEARNED: return _fixed_rows(method, dataset, shift, seed)
+    methods = ('shared','shared_joint') if method=='shared' else (method,)
+    return [dict(method=m) | _learned_row(m, dataset, shift, target_labels, seed) for m in methods]
+
 # %% ../../nbs/studies/51_shift.ipynb #489cb2f3
-def _digit_runs(seed):
-    "Of one labelled set of digits: all methods under four shifts, the telling ones under the others, then the curve."
-    job = lambda method, shift, n=40: dict(method=method, dataset='mnist', shift=shift, target_labels=n, seed=seed)
-    fixed,main = ('none', *FIXED, 'maxup'),('rotate','smaller','sklearn_digits','none')
-    others,useful = ('shear','bend','thick','thin','faded','inverted','from_sklearn'),('shared','shared_joint','joint')
-    at_40 = [job(m, s) for s in (*main, *others) for m in useful]
-    from_sklearn = [job(m, 'from_sklearn') for m in ('crop','random_tau','random_named','maxup')]
-    curve = [job(m, s, n) for n in (20,100,200) for s in ('rotate','smaller','shear','bend') for m in useful]
-    over_G = [job(m, s) for s in main for m in ('paper','implicit')]
-    return [job(m, 'none') for m in fixed] + at_40 + from_sklearn + curve + over_G
+_USEFUL = ('shared','joint')
 
-# %% ../../nbs/studies/51_shift.ipynb #c990d81e
-def _photo_runs(seed):
-    "Of one labelled set of photographs: the telling methods under five shifts."
-    job = lambda method, shift: dict(method=method, dataset='cifar10', shift=shift, target_labels=40, seed=seed)
+# %% ../../nbs/studies/51_shift.ipynb #4cf942ed
+def _job(method, shift, n=40, seed=0, dataset='mnist'):
+    return dict(method=method, dataset=dataset, shift=shift, target_labels=n, seed=seed)
+
+# %% ../../nbs/studies/51_shift.ipynb #431b7479
+def _digits_at_40(seed):
+    "Every fixed policy, which reads all shifts, and what learns, shift by shift."
+    fixed = [_job(m, 'none', seed=seed) for m in ('none', *FIXED, 'maxup')]
+    back = [_job(m, 'from_sklearn', seed=seed) for m in ('crop','random_tau','random_named','maxup')]
+    return fixed + [_job(m, s, seed=seed) for s in SHIFTS['mnist'] for m in _USEFUL] + back
+
+# %% ../../nbs/studies/51_shift.ipynb #0be450b8
+def _curve(n, seed): return [_job(m, s, n, seed) for s in ('rotate','smaller','shear','bend') for m in _USEFUL]
+
+# %% ../../nbs/studies/51_shift.ipynb #03df53f3
+def _photos(seed):
+    "Of one labelled set of photographs, under five shifts."
     fixed = ('crop','affine','randaugment','trivialaugment','random_tau','random_named','maxup')
-    learned = [job(m, s) for s in SHIFTS['cifar10'][1:] for m in ('shared','shared_joint','joint')]
-    return [job(m, 'none') for m in fixed] + learned
+    learned = [_job(m, s, 40, seed, 'cifar10') for s in SHIFTS['cifar10'][1:] for m in _USEFUL]
+    return [_job(m, 'none', 40, seed, 'cifar10') for m in fixed] + learned
 
-# %% ../../nbs/studies/51_shift.ipynb #17d807ab
+# %% ../../nbs/studies/51_shift.ipynb #11e872ef
+def _further(seed):
+    "What learns over the WGAN's G, and two rounds."
+    methods = ('paper','implicit','shared_rounds')
+    return [_job(m, s, 40, seed) for s in ('rotate','smaller','sklearn_digits','none') for m in methods]
+
+# %% ../../nbs/studies/51_shift.ipynb #4dff6f24
 def _shift_runs():
-    "The runs behind this notebook: three labelled sets of digits, two of photographs."
-    return [o for seed in range(3) for o in _digit_runs(seed)] + [o for seed in range(2) for o in _photo_runs(seed)]
+    "The runs behind this notebook, the most telling first."
+    stages = [(_digits_at_40, range(3)), (functools.partial(_curve, 20), range(3)), (_photos, range(1)),
+              (_further, range(3)), (functools.partial(_curve, 100), range(3)), (_photos, range(1,2)),
+              (functools.partial(_curve, 200), range(3))]
+    return [job for runs,seeds in stages for seed in seeds for job in runs(seed)]
 
 # %% ../../nbs/studies/51_shift.ipynb #f5e0cbc8
 SHIFT = Study('shift', train_under_shift, ('dataset','shift','target_labels','method','seed'), 'results/shift.csv',
