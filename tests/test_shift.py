@@ -12,14 +12,17 @@ from fastai.learner import Learner
 from fastai.torch_core import TensorImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
+from torchvision.io import write_png
 from torchvision.transforms.v2 import functional as TF
 
-from influence_aug.augment.adapt import TARGET_POLICIES, decide
+from influence_aug.augment.adapt import TARGET_POLICIES, adapt, decide
 from influence_aug.augment.augmenter import Augmenter, RandomEstimator, SharedEstimator, StochasticEstimator
 from influence_aug.augment.callbacks import AddTarget, Augment
 from influence_aug.augment.named import QUANTITIES, NamedGenerator
-from influence_aug.core.data import Images
+from influence_aug.core.data import Images, Source, draw_splits
+from influence_aug.core.datasets import source_from_folders
 from influence_aug.studies.shift import CANDIDATES, SHIFT, add_decisions, train_under_shift
 from influence_aug.studies.shifts import CIFAR10_SHIFTS, MNIST_SHIFTS, SHIFTS, shift_source, shifted, sklearn_digits
 
@@ -118,19 +121,76 @@ def test_target_policies_keep_images(name):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(10, 100), st.integers(1, 40), st.integers(0, 2**31))
-def test_the_decision_takes_what_is_clearly_better_and_nothing_else(n, gain, seed):
+@given(st.integers(5, 100), st.integers(1, 40), st.integers(0, 2**31))
+def test_the_decision_takes_the_lowest_loss_and_says_how_sure_it_is(n, gain, seed):
     torch.manual_seed(seed)
     base = 3+torch.rand(n)
     better, worse = base-gain/20-.01*torch.rand(n), base+.01+torch.rand(n)
-    assert decide(dict(random_tau=base, joint=better, learned=worse)).choice == 'joint'
-    assert decide(dict(random_tau=base, learned=worse)).choice == 'random_tau'
+    found = decide(dict(random_tau=base, joint=better, learned=worse))
+    assert found.choice == 'joint' and 'luck' not in found.reason
+    t = stats.ttest_rel(better.double(), base.double()).confidence_interval(.95)
+    row = found.table.loc['joint']
+    assert abs(row.difference-row['±']-t.low) < 1e-9 and abs(row.difference+row['±']-t.high) < 1e-9
+    assert decide(dict(random_tau=base, learned=worse)).reason == f'No shift found on {n} watching images: use random_tau.'
 
 
-def test_under_no_shift_the_decision_rarely_leaves_random_tau():
+def test_where_nothing_differs_the_decision_is_rarely_sure():
     torch.manual_seed(0)
-    left = sum(decide({k: torch.rand(20).exp() for k in ('random_tau', 'a', 'b', 'c')}).choice != 'random_tau' for _ in range(400))
-    assert left/400 < .12, 'three intervals of 95%, one side of each'
+    found = [decide({k: torch.rand(20).exp() for k in ('random_tau', 'a', 'b', 'c')}) for _ in range(400)]
+    sure = sum('luck' not in o.reason and o.choice != 'random_tau' for o in found)
+    assert sure/400 < .12, 'three intervals of 95%, one side of each'
+
+
+def target_splits(n_target=40, side=12):
+    """Squares and crosses of two brightnesses, 4 classes; the target's are darker."""
+    def draw(n, dark, ids):
+        torch.manual_seed(n)
+        y, x = torch.arange(n) % 4, torch.zeros(n, 1, side, side)
+        for i, k in enumerate(y.tolist()): x[i, 0, 2+4*(k//2):6+4*(k//2), 2+4*(k % 2):6+4*(k % 2)] = 1
+        x = (x*(.4 if dark else 1)+.05*torch.rand_like(x)).clamp(0, 1)
+        return Images((x*255).byte(), y, tuple('abcd'), ids+torch.arange(n))
+    return draw_splits(Source(draw(80, False, 0), draw(n_target, True, 1000)))
+
+
+def test_adapt_from_end_to_end(capsys):
+    found = adapt(target_splits(), steps=8, epochs=1, e_steps=10, rounds=2, policies={'still': lambda x: x})
+    assert set(found.trials) == {'still', 'random_tau', 'learned', 'joint', 'learned_joint'}
+    assert found.decision.choice == min(found.trials, key=lambda k: found.trials[k].loss)
+    assert all(len(o.losses) == 20 for o in found.trials.values())
+    assert found.decision.baseline == 'still' and 'still' not in found.augmenter.describe().index
+    assert {'affine', 'crop'} >= {found.trials['joint'].settings['target_policy']}
+    assert len(found.plot().get_yticks()) == 4 and len(found.show(n=4)) == 3
+    out = capsys.readouterr().out
+    assert 'train_loss' not in out and out.count('loss') >= 12, 'a line a trial, none an epoch'
+
+
+def test_adapt_refuses_before_training():
+    with pytest.raises(ValueError, match='watching half'): adapt(target_splits(8))
+    s = target_splits()
+    s.source.valid.x = s.source.valid.x[..., :10, :10]
+    with pytest.raises(ValueError, match='Resize'): adapt(s)
+
+
+def write_folder(path, classes, side=12, n=3):
+    for k in classes:
+        (path/k).mkdir(parents=True)
+        for i in range(n): write_png(torch.randint(0, 256, (1, side, side), dtype=torch.uint8), str(path/k/f'{i}.png'))
+    return path
+
+
+def test_two_folders_become_a_source(tmp_path):
+    train, target, test = (write_folder(tmp_path/k, 'ab', n=n) for k, n in (('train', 5), ('target', 4), ('test', 2)))
+    source = source_from_folders(train, target, test)
+    assert [len(o) for o in (source.pool, source.valid, source.test)] == [10, 8, 4] and source.name == 'target'
+    assert source_from_folders(train, target).test is None
+    ids = torch.cat([source.pool.ids, source.valid.ids, source.test.ids])
+    assert len(ids.unique()) == len(ids)
+
+
+@pytest.mark.parametrize('classes, side, said', [('ac', 12, 'Classes of'), ('abc', 12, 'Classes of'), ('ab', 9, 'size=')])
+def test_folders_that_do_not_fit_are_refused(tmp_path, classes, side, said):
+    train, target = write_folder(tmp_path/'train', 'ab'), write_folder(tmp_path/'target', classes, side)
+    with pytest.raises(ValueError, match=said): source_from_folders(train, target)
 
 
 @pytest.mark.parametrize('name', list(MNIST_SHIFTS))

@@ -1,7 +1,7 @@
 """Export the notebooks, execute them as JupyterLab would, keep their outputs, clean them, write README.md: `make notebooks`.
 
 `python tools/run_notebooks.py 03 2` executes those whose names begin so. Cells marked `#| eval: false` or `#| heavy` and calls
-of nbdev_export are not executed and keep the outputs they have.
+of nbdev_export are not executed and keep the outputs they have; `--heavy` executes those marked `#| heavy` too.
 """
 import os
 import subprocess
@@ -25,25 +25,27 @@ def notebooks():
     return sorted((ROOT/'nbs').glob('*.ipynb')) + sorted((ROOT/'nbs').glob('*/*.ipynb'), key=lambda p: p.name)
 
 
-def executed(path):
+def executed(path, skipped=SKIPPED):
     "The notebook at `path` run from a clean kernel, and the seconds it took."
     start, nb = time.time(), nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=path.parent)),
+    client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=dict(metadata=dict(path=path.parent)),
                             extra_arguments=['--log-level=ERROR'])
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
-            if not any(s in cell.source for s in SKIPPED): client.execute_cell(cell, i)
+            if not any(s in cell.source for s in skipped): client.execute_cell(cell, i)
     return nb, time.time()-start
 
 
-def main(prefixes):
+def main(args):
     os.chdir(ROOT)
+    skipped = [s for s in SKIPPED if not ("--heavy" in args and "heavy" in s)]
+    prefixes = [o for o in args if o != "--heavy"]
     bin = Path(sys.executable).parent
     colab.main()
     subprocess.check_call([bin/'nbdev_export'])
     for path in notebooks():
         if prefixes and not path.name.startswith(tuple(prefixes)): continue
-        nb, seconds = executed(path)
+        nb, seconds = executed(path, skipped)
         nbformat.write(nb, path)
         print(f'{path.name}: {seconds:.0f} s', flush=True)
     subprocess.check_call([bin/'nbdev_clean'])

@@ -150,22 +150,21 @@ def decide(
     baseline='random_tau',# What others must beat
     level=.95,            # Of the interval
 )->Decision:
-    "Take the candidate of lowest loss among those clearly below `baseline`, or `baseline`."
+    "Take the candidate of lowest loss, and say how sure that is against `baseline`."
     if baseline not in losses: raise ValueError(f"No losses of {baseline!r}: expected it among {list(losses)}.")
     at = pd.DataFrame({k: torch.as_tensor(v).double().numpy() for k,v in losses.items()})
     difference = at.sub(at[baseline], axis=0)
     half = stats.t.ppf(.5+level/2, len(at)-1)*difference.std()/len(at)**.5
     table = pd.DataFrame({'loss': at.mean(), 'difference': difference.mean(), '±': half}).sort_values('loss')
-    clear = table[table.difference+table['±']<0]
-    choice = clear.index[0] if len(clear) else baseline
-    return Decision(choice, table, _why(choice, table, baseline, len(at)), baseline)
+    return Decision(table.index[0], table, _why(table, baseline, len(at)), baseline)
 
 # %% ../../nbs/augment/30_adapt.ipynb #e402e1fa
-def _why(choice, table, baseline, n):
+def _why(table, baseline, n):
+    choice,row = table.index[0],table.iloc[0]
     if choice==baseline: return f"No shift found on {n} watching images: use {baseline}."
-    row = table.loc[choice]
-    return (f"{choice}: loss {row.loss:.3f} on {n} watching images, {-row.difference:.3f} ± {row['±']:.3f} "
-            f"below {baseline}.")
+    told = (f"{choice}: loss {row.loss:.3f} on {n} watching images, {-row.difference:.3f} ± {row['±']:.3f} "
+            f"below {baseline}")
+    return told+('.' if -row.difference>row['±'] else ': maybe no shift, since that can be luck.')
 
 # %% ../../nbs/augment/30_adapt.ipynb #9f8a624c
 @dataclass
