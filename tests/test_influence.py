@@ -283,8 +283,9 @@ def test_ranking(digits):
     assert table.equals(rank_augmentations(model, train, valid, CANDIDATES, draws=2))
     assert table.predicted.is_monotonic_increasing and table.loc['nothing', ['predicted', 'low', 'high', 'first_order']].abs().max() < 1e-6
     assert ((table.low <= table.predicted) & (table.predicted <= table.high)).all()
-    assert (table.verdict == ['helps' if high < 0 else 'may harm' if low > 0 else 'cannot tell' for low, high in zip(table.low, table.high)]).all()
-    assert table.verdict['nothing'] == 'cannot tell'
+    assert (table.verdict == ['changes nothing' if k == 'nothing' else 'helps' if high < 0 else 'may harm' if low > 0 else 'cannot tell'
+                               for k, low, high in zip(table.index, table.low, table.high)]).all()
+    assert table.verdict['nothing'] == 'changes nothing'
     small = rank_augmentations(model, train, valid, CANDIDATES, share=1e-5)
     assert (small.predicted-small.first_order).abs().max() < 1e-3*small.first_order.abs().max()+1e-8
     assert plot_ranking(table).get_xlabel()

@@ -164,7 +164,7 @@ def _why(table, baseline, n):
     if choice==baseline: return f"No shift found on {n} watching images: use {baseline}."
     told = (f"{choice}: loss {row.loss:.3f} on {n} watching images, {-row.difference:.3f} ± {row['±']:.3f} "
             f"below {baseline}")
-    return told+('.' if -row.difference>row['±'] else ': maybe no shift, since that can be luck.')
+    return told+('.' if -row.difference>row['±'] else ', which can be luck: the interval holds zero.')
 
 # %% ../../nbs/augment/30_adapt.ipynb #9f8a624c
 @dataclass
@@ -180,7 +180,7 @@ class Adaptation:
 def _check_target(splits):
     "Raise `ValueError` for fewer than five images in a half, or images of another shape."
     n,shapes = len(splits.holdout),[tuple(o.x.shape[1:]) for o in (splits.labelled, splits.valid)]
-    if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of the target.")
+    if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of them.")
     if shapes[0]!=shapes[1]:
         raise ValueError(f"Target images of shape {shapes[1]}: expected {shapes[0]}, as in training. Resize them.")
 
@@ -249,21 +249,25 @@ def plot(self:Adaptation,
     ax.set_title(f'loss on the watching half, minus that of {baseline}', fontsize=9)
     return ax
 
-# %% ../../nbs/augment/30_adapt.ipynb #62acc9ca
-@patch
-def show(self:Adaptation,
-    n=10, # Images in a row
-    size=.6, # Width of an image, inches
-):
-    "Draw training images, what was learned made of them, and target images of the same classes; returns the axes."
-    data,target = self.splits.labelled,self.splits.valid
-    device = next(self.augmenter.parameters()).device
+# %% ../../nbs/augment/30_adapt.ipynb #e6347161
+def _rows(found, n):
+    "`n` training images, the same augmented, and target images of their classes."
+    data,target,augmenter = found.splits.labelled,found.splits.valid,found.augmenter
     pick = per_class(data.y, -(-n//len(data.vocab)))[:n]
     like = torch.stack([torch.where(target.y==k)[0][0] for k in data.y[pick]])
     x = data.x[pick].float()/255
-    with torch.no_grad(): learned = self.augmenter(x.to(device)).cpu()
-    axs = plt.subplots(3, 1, figsize=(size*n, 3.5*size))[1]
-    for ax,o,title in zip(axs, (x, learned, target.x[like]), ('training','learned','target')):
+    with torch.no_grad(): learned = augmenter(x.to(next(augmenter.parameters()).device)).cpu()
+    return x,learned,target.x[like].float()/255
+
+# %% ../../nbs/augment/30_adapt.ipynb #62acc9ca
+@patch
+def show(self:Adaptation,
+    n=10,    # Images in a row
+    size=.6, # Width of an image, inches
+):
+    "Draw training images, what was learned made of them, and target images of the same classes; returns the axes."
+    axs = plt.subplots(3, 1, figsize=(size*n, 4*size))[1]
+    for ax,o,title in zip(axs, _rows(self, n), ('training','learned','target')):
         show_images(o, ncols=n, ax=ax)
-        ax.set_title(title, fontsize=8, loc='left', pad=2)
+        ax.set_title(title, fontsize=8, loc='left', pad=3)
     return axs

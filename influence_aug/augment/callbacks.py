@@ -6,16 +6,15 @@
 __all__ = ['Augment', 'with_crop', 'AddTarget', 'MaxUp']
 
 # %% ../../nbs/augment/25_callbacks.ipynb #1f94f434
-import torch
+import torch, warnings
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from fastcore.foundation import L
-from torch import nn
 
 # %% ../../nbs/augment/25_callbacks.ipynb #68ecc9b1
-from ..core.batches import PixelScale, pixel_scale
+from ..core.batches import PixelScale, acting_scale, pixel_scale
 from ..core.data import check_pixels
-from ..influence.ranking import as_policy, check_augmented
+from ..core.policy import as_policy
 from ..influence.solvers import *
 from .objectives import *
 from .policies import *
@@ -26,16 +25,15 @@ class Augment(Callback):
     run_valid,scale = False,PixelScale()
     def __init__(
         self,
-        policy,  # Function from images (n, c, h, w) in [0, 1] to as many, or torchvision transform; else `TypeError`
-        p=.5,    # Probability of each image to be replaced, in [0, 1]
+        policy,  # As for `Policy`: a function from images (n, c, h, w) in [0, 1] to as many; else `TypeError`
+        p=.5,    # Probability of each image to be replaced; raises `ValueError` outside [0, 1]
     ):
-        if not callable(policy):
-            raise TypeError(f"policy is a {type(policy).__name__}: expected a function from images to images.")
+        if not 0<=p<=1: raise ValueError(f"p={p}: expected a probability from 0 to 1.")
         self.policy,self.p = as_policy(policy),p
 
-    def before_fit(self): self.scale = pixel_scale(self.dls.train); self._place(self.dls.device)
-    def _place(self, device):
-        if isinstance(self.policy, nn.Module): self.policy.to(device).eval()
+    def before_fit(self): self.in_loader = pixel_scale(self.dls.train); self._place(self.dls.device)
+    def _place(self, device): self.policy.to(device)
+    def _policies(self): return [self.policy]
 
 # %% ../../nbs/augment/25_callbacks.ipynb #35f9185d
 @patch
@@ -46,19 +44,27 @@ def change(
     "Images like `x`, a random share `p` of them replaced; raises `ValueError` if `policy` returns no such images."
     chosen = torch.rand(len(x), device=x.device)<self.p  # (n,)
     if not chosen.any(): return x
-    with torch.no_grad(): changed = self.policy(x[chosen])
-    check_augmented(x[chosen], changed)
     x_new = x.clone()
-    x_new[chosen] = changed
+    with torch.no_grad(): x_new[chosen] = self.policy(x[chosen])
     return x_new
 
 # %% ../../nbs/augment/25_callbacks.ipynb #12ad04ad
 @patch
 def before_batch(self:Augment):
     "Change the pixels of the training batch; raises `ValueError` if they are not in [0, 1]."
+    self.scale = acting_scale(self.in_loader, self.x)
     pixels = self.scale.to_pixels(self.x.as_subclass(torch.Tensor))
     check_pixels(pixels)
-    self.learn.xb = (self.scale.from_pixels(self.change(pixels)),)
+    new = self.scale.from_pixels(self.change(pixels))
+    self.learn.xb = (new.as_subclass(type(self.x)), *self.xb[1:])
+
+# %% ../../nbs/augment/25_callbacks.ipynb #a184bff5
+@patch
+def after_fit(self:Augment):
+    "Warn of a policy that changed no image."
+    idle = [o.name for o in self._policies() if o.seen>=100 and not o.changed]
+    if idle: warnings.warn(f"{idle} changed no image in this training: expected some. Check its probability, and that "
+                           "it acts on tensors.")
 
 # %% ../../nbs/augment/25_callbacks.ipynb #43fb969a
 def with_crop(
@@ -71,7 +77,7 @@ def with_crop(
 # %% ../../nbs/augment/25_callbacks.ipynb #dadc4596
 class AddTarget(Callback):
     "Joint training: replace a random share of each training batch by labelled images of the target."
-    order,run_valid = 10,False
+    order,run_valid = 8,False
     def __init__(
         self,
         target,       # `Images` from where the model will be used; raises `ValueError` for none
@@ -82,21 +88,22 @@ class AddTarget(Callback):
         if not len(target): raise ValueError("No target images: expected at least one. Label a few.")
         self.target,self.share,self.augment = target,share,Augment(policy or crop(), 1.)
 
-    def before_fit(self): self.scale = pixel_scale(self.dls.train); self.augment._place(self.dls.device)
+    def before_fit(self): self.in_loader = pixel_scale(self.dls.train); self.augment._place(self.dls.device)
 
 # %% ../../nbs/augment/25_callbacks.ipynb #2046dd69
 @patch
 def before_batch(self:AddTarget):
     "Put target images and their labels into random places of the batch; raises `ValueError` if shapes differ."
     x,y = self.x.as_subclass(torch.Tensor).clone(),self.y.as_subclass(torch.Tensor).clone()
+    scale = acting_scale(self.in_loader, self.x)
     if x.shape[1:]!=self.target.x.shape[1:]: raise ValueError(
         f"Target images of shape {tuple(self.target.x.shape[1:])}: expected {tuple(x.shape[1:])}. Resize them.")
     places = torch.rand(len(x), device=x.device)<self.share  # (n,)
     if not places.any(): return
     i = torch.randint(len(self.target), (int(places.sum()),))
     pixels = self.target.x[i].to(x.device).to(x.dtype)/255
-    x[places],y[places] = self.scale.from_pixels(self.augment.change(pixels)),self.target.y[i].to(y)
-    self.learn.xb,self.learn.yb = (x,),(y,)
+    x[places],y[places] = scale.from_pixels(self.augment.change(pixels)),self.target.y[i].to(y)
+    self.learn.xb,self.learn.yb = (x.as_subclass(type(self.x)),*self.xb[1:]),(y,)
 
 # %% ../../nbs/augment/25_callbacks.ipynb #afde3bac
 def rate_versions(
@@ -138,7 +145,8 @@ class MaxUp(Augment):
         self.k,self.value = k,value
 
     def _place(self, device):
-        for o in self.augments: o._place(device)
+        for o in self._policies(): o.to(device)
+    def _policies(self): return [o for a in self.augments for o in a._policies()]
 
     def change(self, x): return self.best(self.model, x, self.y.as_subclass(torch.Tensor))
 

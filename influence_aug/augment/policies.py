@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 from .augmenter import *
 from .transforms import *
-from ..influence.ranking import *
+from ..core.policy import *
 
 # %% ../../nbs/augment/24_policies.ipynb #ef45b2b4
 def crop(

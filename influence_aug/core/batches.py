@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 import torch
+from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from torch import Tensor
 from .data import *
@@ -34,6 +35,14 @@ def pixel_scale(
     "The `PixelScale` of fastai's `Normalize` among the batch transforms of `dl`; the identity where there is none."
     norm = next((t for t in _batch_transforms(dl) if type(t).__name__=='Normalize'), None)
     return PixelScale(*(o.as_subclass(Tensor) for o in (norm.mean, norm.std))) if norm else PixelScale()
+
+# %% ../../nbs/core/02_batches.ipynb #f436a850
+def acting_scale(
+    scale, # The `PixelScale` of a loader
+    x,     # A batch of images from it
+):
+    "`scale` if it was applied to `x`, the identity if `Normalize` let a plain tensor pass."
+    return scale if isinstance(x, TensorImage) else PixelScale()
 
 # %% ../../nbs/core/02_batches.ipynb #7b816c9f
 def _check_rereadable(data, indexed, fastai):
@@ -60,9 +69,17 @@ class Batches:
         self.data = inner if isinstance(inner, Images) else data
         self._indexed,self._fastai = isinstance(self.data, (Images,tuple,list)),hasattr(self.data, 'after_batch')
         _check_rereadable(self.data, self._indexed, self._fastai)
-        self.bs,self.device,self.dtype,self.scale = bs,device,dtype,pixel_scale(self.data)
+        self.bs,self.device,self.dtype = bs,device,dtype
         if self._indexed: self.x,self.y = (self.data.x,self.data.y) if isinstance(self.data, Images) else self.data
         if self._fastai: self.data = self.data.new(shuffle=False, drop_last=False)
+
+# %% ../../nbs/core/02_batches.ipynb #b847ab77
+@patch(as_prop=True)
+def scale(self:Batches):
+    "The `PixelScale` that acts on what is read."
+    found = pixel_scale(self.data)
+    if not isinstance(found.mean, Tensor): return found
+    with torch.random.fork_rng(): return acting_scale(found, next(iter(self.data))[0])
 
 # %% ../../nbs/core/02_batches.ipynb #15288989
 @patch

@@ -15,6 +15,7 @@ from ..core.datasets import *
 from ..augment.callbacks import *
 from ..augment.classifier import *
 from ..influence.influence import *
+from ..core.policy import *
 from ..influence.ranking import *
 from .results import *
 from .run import *

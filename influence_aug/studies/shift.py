@@ -17,7 +17,7 @@ from ..augment.classifier import *
 from ..augment.estimator import *
 from ..augment.named import *
 from ..augment.policies import *
-from ..influence.ranking import *
+from ..core.policy import *
 from .methods import *
 
 # %% ../../nbs/studies/51_shift.ipynb #81271629
