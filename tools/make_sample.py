@@ -1,4 +1,4 @@
-"""Make the package's MNIST sample from the full set: `python tools/make_sample.py` (see nbs/core/03_datasets.ipynb).
+"""Make the package's MNIST sample from the full set: `python tools/make_sample.py` (see nbs/core/05_datasets.ipynb).
 
 Pool (6,000) and validation (2,000) come from the official training images, and from the parts of them that the full set's
 own pool and validation come from, so that nothing learned on the full pool has seen a validation image of the sample.

@@ -68,6 +68,16 @@ def _check_valid(valid):
     if (empty := [c for c,n in zip(valid.vocab, valid.counts()) if n==0]):
         raise ValueError(f"Classes without a validation image: {empty}. Move some there, or remove the class.")
 
+# %% ../../nbs/core/01_data.ipynb #e41d77b2
+def check_vocab(vocab, other, name, of='training'):
+    "Raise `ValueError` if both are known and differ, which would shift the labels."
+    if vocab and other and list(vocab)!=list(other): raise ValueError(
+        f"Classes of {name} are {list(other)}, those of {of} {list(vocab)}: expected the same, in one order. "
+        "Make both with one vocab, as the classes of all folders together.")
+
+# %% ../../nbs/core/01_data.ipynb #53dddf0e
+def _check_vocab(pool, other, name): check_vocab(pool.vocab, other and other.vocab, name)
+
 # %% ../../nbs/core/01_data.ipynb #cf2123c9
 @dataclass
 class Source:
@@ -82,6 +92,7 @@ class Source:
     def __post_init__(self):
         self.whole = self.whole or len(self.pool)
         _check_valid(self.valid)
+        for o in ('valid','test'): _check_vocab(self.pool, getattr(self, o), o)
         for a,b in [('pool','valid'), ('pool','test'), ('valid','test')]:
             _check_disjoint(getattr(self,a), getattr(self,b), a, b)
 

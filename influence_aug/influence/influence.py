@@ -19,6 +19,8 @@ from .head import *
 from .solvers import *
 
 # %% ../../nbs/influence/12_influence.ipynb #25f0f550
+from ..core.batches import check_not_random
+from ..core.data import check_vocab
 from .head import HeadProblem, check_module
 from .solvers import EXACT_UP_TO, dot, mean_over, pick_solver
 
@@ -130,6 +132,8 @@ def _check_counts(counts, n_valid):
 def _check_data(train, valid, n_classes):
     "Numbers of training and validation samples; raises `ValueError` for data no influence can be computed from."
     counts,n_valid,seen = torch.zeros(n_classes, dtype=torch.long),0,set()
+    check_vocab(train.vocab, valid.vocab, 'valid', 'train')
+    for o,name in ((train,'train'), (valid,'valid')): check_not_random(o, name)
     for y,ids in _checked('valid', valid, n_classes):
         n_valid += len(y)
         seen.update(ids)

@@ -17,7 +17,8 @@ from .solvers import *
 # %% ../../nbs/influence/13_ranking.ipynb #9e310f38
 from ..core.batches import PixelScale
 from ..core.data import check_pixels
-from ..core.policy import as_policy, own_randomness
+from ..core.policy import as_policy
+from ..core.randomness import own_randomness
 from .head import FeatureBatches, with_bias
 from .solvers import Mixture, mean_over
 
