@@ -38,10 +38,14 @@ class TensorDL(DataLoader):
 
     def __len__(self): return self.n_steps or super().__len__()
     def do_item(self, i): return i
-    @property
-    def whole(self): return self.dataset
     def do_batch(self, idxs): return self.create_batch(torch.as_tensor(list(idxs)))
     def create_batch(self, idxs): return self.dataset.x[idxs].float()/255, self.dataset.y[idxs]
+
+# %% ../../nbs/augment/26_classifier.ipynb #3dfc6d99
+@patch(as_prop=True)
+def whole(self:TensorDL):
+    "All of the data, which `Batches` reads instead of the batches of one epoch."
+    return self.dataset
 
 # %% ../../nbs/augment/26_classifier.ipynb #de876484
 @patch

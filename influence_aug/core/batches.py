@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import PurePath
 from typing import NamedTuple
 import torch
+from fastai.data.core import DataLoaders
 from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from torch import Tensor
@@ -53,9 +54,10 @@ def _refuse_others(data):
     found = f"A {type(data).__name__}"
     if isinstance(data, Iterator): raise ValueError(
         f"{found} can be read only once: expected a DataLoader, Images, or a pair of tensors.")
-    if hasattr(data, 'train') and hasattr(data, 'valid'): raise ValueError(
+    if isinstance(data, DataLoaders): raise ValueError(
         f"{found} has a part for training and one for validation: expected one of them, as dls.train.")
-    if hasattr(data, 'dls'): raise ValueError(f"{found} is no data: expected learn.dls.train or learn.dls.valid.")
+    if 'dls' in getattr(data, '__dict__', ()): raise ValueError(
+        f"{found} is no data: expected learn.dls.train or learn.dls.valid.")
     if isinstance(data, (str,PurePath)): raise ValueError(
         f"{data!r} is a path: expected data. Read a folder with images_from_folder(path).")
 
@@ -67,6 +69,15 @@ def _check_pair(data):
     if len(data[0])!=len(data[1]): raise ValueError(
         f"Tensors of lengths {[len(o) for o in data]}: expected a pair (images, labels) of one length.")
 
+# %% ../../nbs/core/03_batches.ipynb #b2366a6a
+def _as_loader(data, bs):
+    "A loader as it is, a data set in batches of `bs`; raises `ValueError` for others, and for one that drops some."
+    if isinstance(data, Dataset): return DataLoader(data, bs)
+    if getattr(data, 'drop_last', False): raise ValueError(
+        "This DataLoader drops its last batch: expected all samples. Make it with drop_last=False.")
+    if hasattr(data, '__iter__') and not isinstance(data, dict): return data
+    raise ValueError(f"A {type(data).__name__} is no data: expected a DataLoader, Images, or a pair of tensors.")
+
 # %% ../../nbs/core/03_batches.ipynb #b90bd21d
 def _readable(data, bs):
     "`data` as `Images`, a pair of tensors, or a loader; raises `ValueError` for other things."
@@ -75,13 +86,8 @@ def _readable(data, bs):
     data = getattr(data, 'whole', data)
     if isinstance(data, (tuple,list,Tensor)): _check_pair(data)
     if isinstance(data, (tuple,list)): return tuple(torch.as_tensor(o) for o in data)
-    if isinstance(data, Images): return data
-    if isinstance(data, Dataset): return DataLoader(data, bs)
     if hasattr(data, 'after_batch'): return data.new(shuffle=False, drop_last=False)
-    if getattr(data, 'drop_last', False): raise ValueError(
-        "This DataLoader drops its last batch: expected all samples. Make it with drop_last=False.")
-    if hasattr(data, '__iter__') and not isinstance(data, dict): return data
-    raise ValueError(f"A {type(data).__name__} is no data: expected a DataLoader, Images, or a pair of tensors.")
+    return data if isinstance(data, Images) else _as_loader(data, bs)
 
 # %% ../../nbs/core/03_batches.ipynb #3cf8c7ef
 def _class_indices(y, n):

@@ -32,20 +32,26 @@ def _states(): return torch.get_rng_state(),random.getstate(),np.random.get_stat
 def _restore(states):
     for f,s in zip((torch.set_rng_state, random.setstate, np.random.set_state), states): f(s)
 
+# %% ../../nbs/core/02_randomness.ipynb #7332f05c
+_END = object()
+
+# %% ../../nbs/core/02_randomness.ipynb #e6f24a4a
+def _step(source, inside):
+    "(The next item or `_END`, the generators' states after it); the states outside are as they were."
+    outside = _states()
+    try:
+        _restore(inside)
+        return next(source, _END),_states()
+    finally: _restore(outside)
+
 # %% ../../nbs/core/02_randomness.ipynb #213e79af
 def steady(
     items,  # Whatever can be iterated
     seed=0, # Of what it draws on the CPU
 ):
     "`items` in turn, with the same random draws each time and none of the reader's."
-    outside = _states()
-    _seed(seed)
-    source,inside = iter(items),_states()
-    _restore(outside)
+    with own_randomness(seed): source,inside = iter(items),_states()
     while True:
-        outside = _states()
-        _restore(inside)
-        try: item = next(source)
-        except StopIteration: return
-        finally: inside = _states(); _restore(outside)
+        item,inside = _step(source, inside)
+        if item is _END: return
         yield item

@@ -128,12 +128,17 @@ def _check_counts(counts, n_valid):
         raise ValueError(f"Classes without a training image: {empty}. "
                          "Add images, or make the model with fewer classes.")
 
+# %% ../../nbs/influence/12_influence.ipynb #39b7a30d
+def _check_kind(train, valid):
+    "Raise `ValueError` if classes differ, or a set gives other images at each pass."
+    check_vocab(train.vocab, valid.vocab, 'valid', 'train')
+    for o,name in ((train,'train'), (valid,'valid')): check_not_random(o, name)
+
 # %% ../../nbs/influence/12_influence.ipynb #21eb3d7e
 def _check_data(train, valid, n_classes):
     "Numbers of training and validation samples; raises `ValueError` for data no influence can be computed from."
     counts,n_valid,seen = torch.zeros(n_classes, dtype=torch.long),0,set()
-    check_vocab(train.vocab, valid.vocab, 'valid', 'train')
-    for o,name in ((train,'train'), (valid,'valid')): check_not_random(o, name)
+    _check_kind(train, valid)
     for y,ids in _checked('valid', valid, n_classes):
         n_valid += len(y)
         seen.update(ids)
