@@ -11,6 +11,7 @@ __all__ = ['mnist_sample', 'source_from_folder', 'source_from_folders', 'source_
 from .core.data import *
 from .core.datasets import *
 from .core.display import *
+from .core.files import *
 from .influence.ranking import *
 from .augment.augmenter import *
 from .augment.callbacks import *

@@ -5,7 +5,8 @@ import torch
 from influence_aug.augment.augmenter import load_generator
 from influence_aug.augment.objectives import FixedHead
 from influence_aug.core.data import Images, draw_splits
-from influence_aug.core.datasets import DATASETS, get_source, source_from_images
+from influence_aug.core.datasets import DATASETS, get_source
+from influence_aug.core.files import source_from_images
 from influence_aug.studies.commands import STUDIES, ia_run, ia_sweep
 from influence_aug.studies.methods import METHODS, fixed_policy, learned_policy, run_method
 from influence_aug.studies.objectives import OBJECTIVES

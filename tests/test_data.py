@@ -13,6 +13,7 @@ from torchvision.io import write_png
 
 from influence_aug.core.data import *
 from influence_aug.core.datasets import *
+from influence_aug.core.files import *
 from influence_aug.studies.results import append_rows, read_results
 from influence_aug.core.data import stratified_halves
 from influence_aug.core.datasets import _SAMPLE, _SAMPLE_SHA256, _read_checked

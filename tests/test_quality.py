@@ -5,7 +5,8 @@ from torch import nn
 from influence_aug.augment.transforms import *
 from influence_aug.augment.wgan import *
 from influence_aug.core.data import Images
-from influence_aug.core.datasets import mnist_sample, source_from_images
+from influence_aug.core.datasets import mnist_sample
+from influence_aug.core.files import source_from_images
 from influence_aug.studies.quality import *
 
 

@@ -22,7 +22,7 @@ from influence_aug.augment.augmenter import Augmenter, RandomEstimator, SharedEs
 from influence_aug.augment.callbacks import AddTarget, Augment
 from influence_aug.augment.named import QUANTITIES, NamedGenerator
 from influence_aug.core.data import Images, Source, draw_splits
-from influence_aug.core.datasets import source_from_folders
+from influence_aug.core.files import source_from_folders
 from influence_aug.studies.shift import CANDIDATES, SHIFT, add_decisions, train_under_shift
 from influence_aug.studies.shifts import CIFAR10_SHIFTS, MNIST_SHIFTS, SHIFTS, shift_source, shifted, sklearn_digits
 
