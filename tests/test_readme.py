@@ -34,9 +34,9 @@ def test_code_blocks_run(tmp_path, monkeypatch, sample):
     """In the order of the page, with fewer training steps; `dls` and `model` stand for the reader's own: here a folder of grey digits,
     and so is `my_digits`."""
     dls = ImageDataLoaders.from_folder(digits_folder(tmp_path/'own', sample.valid, 10), valid_pct=.3, bs=16, num_workers=0, img_cls=PILImageBW, item_tfms=Resize(28), device='cpu')
-    for name, few in [('train_classifier', dict(steps=4, epochs=1)), ('learn_augmenter', dict(steps=4, e_steps=4, epochs=1))]: monkeypatch.setattr(everything, name, partial(getattr(everything, name), **few))
+    for name, few in [('train_classifier', dict(steps=4, epochs=1)), ('learn_augmenter', dict(steps=4, e_steps=4, epochs=1)), ('adapt', dict(steps=4, e_steps=5, epochs=1))]: monkeypatch.setattr(everything, name, partial(getattr(everything, name), **few))
     monkeypatch.chdir(tmp_path)
-    digits_folder(tmp_path/'my_digits', sample.valid, 12)
+    for name, data, n in (('my_digits', sample.valid, 12), ('training', sample.pool, 12), ('camera', sample.valid, 4)): digits_folder(tmp_path/name, data, n)
     blocks = re.findall(r'^```python\n(.*?)^```', README, re.M | re.S)
     names = dict(dls=dls, model=small_cnn(1, 10))
     for code in blocks:

@@ -6,26 +6,33 @@
 __all__ = ['TensorDL', 'tensor_dls', 'small_cnn', 'train_classifier']
 
 # %% ../../nbs/augment/26_classifier.ipynb #3c80c95a
-import torch, torch.nn.functional as F
+import torch
+from contextlib import nullcontext
 from fastai.callback.core import Callback
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import CategoryMap
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device, set_seed
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, default_device, set_seed
 from fastcore.basics import patch
+from fastcore.foundation import L
 from functools import partial
 from torch import nn
 
 # %% ../../nbs/augment/26_classifier.ipynb #fbd7b4e4
-from ..core.display import epoch_lines
+from ..core.data import Images
+from ..core.display import epoch_lines, show_images
+from ..core.files import read_image
 from .callbacks import listed
 
 # %% ../../nbs/augment/26_classifier.ipynb #1a906829
 class TensorDL(DataLoader):
     "Batches of float images in [0, 1] and labels: `n_steps` an epoch from reshuffled passes, or all in order."
+    n_inp = 1
     def __init__(
         self,
         data,          # `Images`
@@ -68,6 +75,95 @@ def tensor_dls(
     dls = DataLoaders(TensorDL(train, bs, n_steps), TensorDL(valid, valid_bs), device=device or default_device())
     dls.vocab,dls.c = train.vocab,len(train.vocab)
     return dls
+
+# %% ../../nbs/augment/26_classifier.ipynb #cf944be7
+def _pixels_of(item, like):
+    "`item` as bytes (c, h, w) in the shape of the images in `like`."
+    (c,h,_),item = like.x.shape[1:],item[0] if isinstance(item, (tuple,list)) else item
+    if not isinstance(item, torch.Tensor): return read_image(item, c, h)
+    x = item if item.ndim==3 else item[None]
+    if x.shape!=like.x.shape[1:]: raise ValueError(
+        f"An item of shape {tuple(item.shape)}: expected {tuple(like.x.shape[1:])}. Resize it.")
+    return (x.clamp(0,1)*255).round().byte() if x.is_floating_point() else x
+
+# %% ../../nbs/augment/26_classifier.ipynb #ddd61768
+def _items_as_images(items, like):
+    "`items` as `Images` with the classes of `like`; those that are no numbers in `like` have class 0."
+    if isinstance(items, Images): return items
+    items = list(items)
+    if all(isinstance(o, int) for o in items): return like[torch.tensor(items, dtype=torch.long)]
+    return Images(torch.stack([_pixels_of(o, like) for o in items]), torch.zeros(len(items)).long(), like.vocab)
+
+# %% ../../nbs/augment/26_classifier.ipynb #1c609dfb
+@patch
+def new(self:TensorDL,
+    dataset=None,  # `Images` or a list of items; by default the same images
+    shuffle=False, # In random order
+    bs=None,       # Images in a batch, by default as here
+    **kwargs,      # Other settings of fastai's loaders, which do not matter here
+):
+    "A loader of one pass over `dataset`; raises `ValueError` for transforms, which it has none of."
+    if any(kwargs.get(k) for k in ('after_item','after_batch')): raise ValueError(
+        "A TensorDL has no transforms of items or batches: augment by a callback, Augment(policy).")
+    data = self.dataset if dataset is None else _items_as_images(dataset, self.dataset)
+    if shuffle: data = data[torch.randperm(len(data))]
+    return TensorDL(data, bs or self.bs, device=self.device)
+
+# %% ../../nbs/augment/26_classifier.ipynb #685e40cc
+@patch(as_prop=True)
+def items(self:TensorDL): return list(range(len(self.dataset)))
+
+# %% ../../nbs/augment/26_classifier.ipynb #5e1780de
+@patch
+def new_empty(self:Images): return self[:0]
+
+# %% ../../nbs/augment/26_classifier.ipynb #4d282414
+@patch
+def set_split_idx(self:Images, i): return nullcontext(self)
+
+# %% ../../nbs/augment/26_classifier.ipynb #efaca307
+@patch(as_prop=True)
+def vocab(self:TensorDL): return CategoryMap(self.dataset.vocab, sort=False)
+
+# %% ../../nbs/augment/26_classifier.ipynb #9f5478de
+@patch
+def decode_batch(self:TensorDL,
+    b,         # A batch (images, classes)
+    max_n=9,   # Images at most
+    full=True, # Not used
+):
+    "A list of (image, class name)."
+    kind = TensorImageBW if b[0].shape[1]==1 else TensorImage
+    return L((kind(x.cpu()), self.vocab[int(y)]) for x,y in zip(b[0][:max_n], b[1][:max_n]))
+
+# %% ../../nbs/augment/26_classifier.ipynb #4f517bd5
+@patch
+def _pre_show_batch(self:TensorDL, b, max_n=9):
+    return TensorImage(b[0]),TensorCategory(b[1]),self.decode_batch(b, max_n)
+
+# %% ../../nbs/augment/26_classifier.ipynb #6e2c781a
+@patch
+def show_batch(self:TensorDL,
+    b=None,  # A batch, by default the first
+    max_n=9, # Images at most
+    **kwargs # For `show_images`
+):
+    "Draw images under their class names; returns the axes."
+    shown = self.decode_batch(self.one_batch() if b is None else b, max_n)
+    return show_images(torch.stack([x for x,_ in shown]), [y for _,y in shown], **kwargs)
+
+# %% ../../nbs/augment/26_classifier.ipynb #6eecd0fe
+@patch
+def show_results(self:TensorDL,
+    b,       # A batch
+    out,     # Classes that were predicted
+    max_n=9, # Images at most
+    **kwargs # For `show_images`
+):
+    "Draw images under the true and the predicted class; returns the axes."
+    shown,read = self.decode_batch(b, max_n),[self.vocab[int(o)] for o in (out[0] if isinstance(out, tuple) else out)]
+    titles = [f'{y} → {o}' for (_,y),o in zip(shown, read)]
+    return show_images(torch.stack([x for x,_ in shown]), titles, **kwargs)
 
 # %% ../../nbs/augment/26_classifier.ipynb #b43be749
 def small_cnn(
@@ -116,6 +212,7 @@ def train_classifier(
     set_seed(seed, reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
     dls = tensor_dls(splits.labelled, splits.valid, bs, max(1,steps//epochs), device=device)
-    learn = Learner(dls, model, F.cross_entropy, opt_func=adam(.9,.99), wd=0., metrics=accuracy, cbs=cbs)
+    learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=adam(.9,.99), wd=0.,
+                    metrics=accuracy, cbs=cbs)
     epoch_lines(learn).fit_one_cycle(epochs, lr, moms=(.9,.9,.9))
     return learn

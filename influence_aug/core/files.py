@@ -29,10 +29,14 @@ def _resized(x, size):
     return F.interpolate(x[None].float(), (size,size), mode='bilinear', antialias=True)[0].round().clamp(0,255).byte()
 
 # %% ../../nbs/core/04_files.ipynb #514247e9
-def _read_image(file, channels, size):
+def read_image(
+    file,     # A path, an open file, or a Pillow image
+    channels, # 1 or 3
+    size,     # Resize to (size, size), or None
+):
     "The image in `file`, uint8 (c, h, w); raises `ValueError` if it cannot be read."
     try:
-        with Image.open(file) as im:
+        with file if isinstance(file, Image.Image) else Image.open(file) as im:
             pixels = _eight_bits(ImageOps.exif_transpose(im)).convert('L' if channels==1 else 'RGB')
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise ValueError(f"{file} cannot be read as an image ({e}): remove or replace it.") from e
@@ -45,7 +49,7 @@ def _read_images(files, channels, size):
     if channels not in (1,3): raise ValueError(f"channels={channels!r}: expected 1 (grey) or 3 (colour).")
     if not (size is None or isinstance(size, int) and size>0):
         raise ValueError(f"size={size!r}: expected one number, such as 28; images are made square.")
-    return torch.stack([_read_image(o, channels, size) for o in progress(files)])
+    return torch.stack([read_image(o, channels, size) for o in progress(files)])
 
 # %% ../../nbs/core/04_files.ipynb #752f7e06
 _SUFFIXES = {'.png','.jpg','.jpeg','.bmp','.gif','.webp','.tif','.tiff'}
@@ -95,9 +99,10 @@ def _without_twins(data, files):
     twins,blanks = _twins(data.x, blank),[files[i] for i in blank.nonzero().flatten()]
     if blanks: warnings.warn(f"{len(blanks)} blank images, such as {blanks[0]}: look at them, or remove them.")
     if (clash := [(files[i], files[j]) for i,j in twins if data.y[i]!=data.y[j]]): raise ValueError(
-        f"{clash[0][0]} and {clash[0][1]} are one picture in two classes ({len(clash)} such pairs): remove one of them.")
+        f"{clash[0][0]} and {clash[0][1]} are one picture in two classes ({len(clash)} such pairs): remove one.")
     if not twins: return data,files
-    warnings.warn(f"{len(twins)} copies left out, such as {files[twins[0][0]]}, the same picture as {files[twins[0][1]]}.")
+    one,other = (files[k] for k in twins[0])
+    warnings.warn(f"{len(twins)} copies left out, such as {one}, the same picture as {other}.")
     keep = [k for k in range(len(data)) if k not in dict(twins)]
     return data[torch.tensor(keep)],[files[k] for k in keep]
 

@@ -51,7 +51,7 @@ def _parts(f):
     if isinstance(f, Pipeline): f = list(f.fs)
     if isinstance(f, (list,tuple)): return [o for part in f for o in _parts(part)]
     if isinstance(f, nn.Sequential): return [o for part in f for o in _parts(part)]
-    if isinstance(f, Transform): return [_as_fastai(f)]
+    if isinstance(f, Transform): return [_Tried(_as_fastai(f))]
     if _from('albumentations', f): return [_as_albumentations(f)]
     if _from('torchvision', f): return [per_image(f)]
     return [_Tried(f)]
