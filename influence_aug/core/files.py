@@ -184,8 +184,8 @@ def _check_apart(sets, files):
     for data,names in zip(sets, files):
         prints = pixel_fingerprints(data.x).tolist()
         both = [(f, seen[p]) for f,p in zip(names, prints) if p in seen]
-        if both: raise ValueError(f"{both[0][0]} is the same picture as {both[0][1]} ({len(both)} such pairs): expected "
-                                  "no image in two parts. Remove one of them.")
+        if both: raise ValueError(f"{both[0][0]} is the same picture as {both[0][1]} ({len(both)} such pairs): "
+                                  "expected no image in two parts. Remove one of them.")
         seen.update(zip(prints, names))
 
 # %% ../../nbs/core/04_files.ipynb #c279acb3
