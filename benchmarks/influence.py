@@ -28,8 +28,9 @@ from influence_aug.augment.classifier import small_cnn, train_classifier
 from influence_aug.core.batches import Batches
 from influence_aug.core.data import draw_splits, per_class
 from influence_aug.core.datasets import mnist
-from influence_aug.influence.head import (features, fit_head, head_grad, head_hessian, head_hvp, head_loss,
-                                          kronecker_inverse, sample_values, solve_head_by_cg, split_head,
+from influence_aug.influence.body import features, split_head
+from influence_aug.influence.head import (fit_head, head_grad, head_hessian, head_hvp, head_loss,
+                                          kronecker_inverse, sample_values, solve_head_by_cg,
                                           validation_ihvp)
 from influence_aug.influence.influence import Influence
 from influence_aug.influence.solvers import Curvature, cg, conjugate_gradient, hvp, lissa

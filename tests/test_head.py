@@ -5,6 +5,7 @@ from torch import nn
 from torch.func import grad, hessian
 from torchvision.models import mobilenet_v3_small, resnet18
 
+from influence_aug.influence.body import *
 from influence_aug.influence.head import *
 from influence_aug.influence.head import with_bias
 from influence_aug.influence.solvers import *

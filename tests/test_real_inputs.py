@@ -243,6 +243,60 @@ def test_normalize_acts_on_fastais_images_alone(splits):
         assert min(a for a, _ in seen) > -1e-5 and abs(max(b for _, b in seen)-1) < 1e-5
 
 
+# the head is the layer whose output is returned
+
+class Odd(nn.Module):
+    """A head registered before the body, a linear layer aside that is not used, and something after the head."""
+    def __init__(self, after=lambda z: z, bias=True, two=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.aside = nn.Linear(32, 10, bias=bias), nn.Linear(32, 7)
+        self.body, self.after, self.two = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU()), after, two
+        self.last = nn.Linear(32, 3)
+    def forward(self, x):
+        h = self.body(x)
+        return (self.head(h), self.aside(h)) if self.two else self.after(self.head(h))
+
+
+def by_hand(model, splits, l2, candidate, share=.1):
+    """The change of the validation loss, by LBFGS on features that are computed here."""
+    x, y = splits.labelled.x.float()/255, splits.labelled.y
+    v, w = splits.tune.x.float()/255, splits.tune.y
+    with torch.no_grad(): h, h_new, hv = (model.body(o).double() for o in (x, candidate(x), v))
+    def fitted(weight):
+        W, b = torch.zeros(10, 32, dtype=torch.float64, requires_grad=True), torch.zeros(10, dtype=torch.float64, requires_grad=True)
+        parts = [W] if model.head.bias is None else [W, b]
+        opt = torch.optim.LBFGS(parts, lr=1, max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn='strong_wolfe')
+        def loss():
+            opt.zero_grad()
+            it = (1-weight)*F.cross_entropy(h@W.T+b, y)+weight*F.cross_entropy(h_new@W.T+b, y)+l2/2*sum(o.square().sum() for o in parts)
+            it.backward()
+            return it
+        opt.step(loss)
+        with torch.no_grad(): return F.cross_entropy(hv@W.T+b, w).item()
+    return fitted(share)-fitted(0.)
+
+
+@pytest.mark.parametrize('make', [lambda: Odd(), lambda: Odd(bias=False), lambda: Odd(lambda z: z.log_softmax(1))])
+def test_the_ranking_is_that_of_the_real_head(splits, make):
+    model, mirror = make(), lambda x: x.flip(3)
+    table = rank_augmentations(model, splits.labelled, splits.tune, {'mirror': mirror})
+    assert abs(table.predicted['mirror']-by_hand(model, splits, 1e-2, mirror)) < 1e-6
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda: Odd(lambda z: 2*z), 'leave scaling'), (lambda: Odd(lambda z: z.softmax(1)), 'leave scaling'), (lambda: Odd(two=True), 'returns a tuple'),
+    (lambda: nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten()), 'no linear layer ran'), (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(784, 10)), 'expected a tensor of scores')])
+def test_another_kind_of_end_is_refused_before_work(splits, make, words):
+    with pytest.raises(ValueError, match=words): rank_augmentations(make(), splits.labelled, splits.tune, {'mirror': lambda x: x.flip(3)})
+
+
+def test_the_head_can_be_named(splits):
+    model = Odd()
+    with pytest.raises(ValueError, match="not the output of 'aside'.*'head'.*head_layer"): Influence(model, splits.labelled, splits.tune, head_layer='aside')
+    assert Influence(model, splits.labelled, splits.tune, head_layer='head').problem.body.head is model.head
+
+
 # files
 
 def picture(seed=0, size=(10, 14)): return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)

@@ -219,7 +219,7 @@ def processed(tmp_path_factory):
     image = dict(output_type='display_data', metadata={}, data={'image/png': 'iVBORw0KGgo='})
     cells = [mk_cell('# Name\n\n> One line\n\nA *question*?', 'markdown'), mk_cell('#| export\n'+many), mk_cell('#| exporti\ndef helper(): return 2'),
         mk_cell('#| hide\nx = 1'), mk_cell('#| export\nfrom fastcore.basics import patch\n@patch\ndef later(self:First, made=math.sqrt): return made'),
-        mk_cell('## Shapes\n\nEarlier. The *grey* lines of [12](../influence/12_influence.html) are one pixel.', 'markdown'), mk_cell('1'),
+        mk_cell('## Shapes\n\nEarlier. The *grey* lines of [12](../influence/13_influence.html) are one pixel.', 'markdown'), mk_cell('1'),
         mk_cell("plt.plot(x); plt.xlabel('seconds')"), mk_cell('#| export\ndef _lonely(): return 3'), mk_cell('The end of `First.go`.', 'markdown')]
     for cell in cells:
         if cell.source.startswith(('1', 'plt')): cell.outputs = [image]
@@ -258,7 +258,7 @@ def test_figures_are_named_by_their_labels_or_the_sentence_before(processed):
 
 def test_links_start_from_the_page_and_lead_to_what_is_there():
     cleaned = partial(loaded('docs').cleaned, path=Path('studies/43_toy.ipynb'), entries={'core/data.html': {'images'}, 'index.html': set()})
-    assert cleaned('[12](../influence/12_influence.html), [44](44_mnist.html#a)') == '[12](../influence/influence.html), [44](mnist.html#a)'
+    assert cleaned('[12](../influence/13_influence.html), [44](44_mnist.html#a)') == '[12](../influence/influence.html), [44](mnist.html#a)'
     assert cleaned('[`Images`](/core/data.html#images) [`Images.y`](/core/data.html#images.y) [`gone`](/core/data.html#gone)') == \
         '[`Images`](../core/data.html#images) [`Images.y`](../core/data.html#images) `gone`'
     assert cleaned('[`Images`](https://a.b/c/core/data.html#images) [`L`](https://d.e/foundation.html#l)') == '[`Images`](../core/data.html#images) [`L`](https://d.e/foundation.html#l)'

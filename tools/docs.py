@@ -149,7 +149,7 @@ def mixed(source):
 
 
 def address(path):
-    "The page of a notebook: `influence/12_influence.ipynb` is at `influence/influence.html`."
+    "The page of a notebook: `influence/13_influence.ipynb` is at `influence/influence.html`."
     return path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.name.lower())).with_suffix('.html').as_posix()
 
 
@@ -173,7 +173,7 @@ def relinked(nb, path, entries):
 
 
 def cleaned(text, path, entries):
-    """Links by the names that pages get, `12_influence.html` becomes `influence.html`, and from where `path` is. A method without an entry
+    """Links by the names that pages get, `13_influence.html` becomes `influence.html`, and from where `path` is. A method without an entry
     of its own leads to its class. None to sources while they have no address; no words nobody wrote, no addresses in memory; in code no
     links, and no types that only say that a default is None or a function."""
     here = path.parent.as_posix()

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/augment/29_estimator.ipynb #f0d5c98e
+from ..influence.body import *
 from ..influence.head import *
 from ..influence.solvers import *
 from .augmenter import *
@@ -56,7 +57,7 @@ def share_read(
 def _holdout_metrics(model, augmenter, splits, l2, device):
     "Share of the labelled images' x̃ that F reads, and `head_holdout_loss`, each with one draw of x̃."
     (x,y),holdout = _whole(splits.labelled, device),_whole(splits.holdout, device)
-    (body,_),n_classes = split_head(model),len(splits.labelled.vocab)
+    (body,_),n_classes = split_head(model, x[:4]),len(splits.labelled.vocab)
     def read_correctly():
         with torch.random.fork_rng(): return share_read(model, augmenter, x, y)
     def holdout_loss():
@@ -202,7 +203,7 @@ def holdout_figures(
     "Held-out half: x̃ read correctly (`acc_aug`, in percent), `head_holdout_loss`, and the same loss for `random`."
     device = next(model.parameters()).device
     (x,y),(x_holdout,y_holdout) = _whole(splits.labelled, device),_whole(splits.holdout, device)
-    (body,_),n_classes = split_head(model),len(splits.labelled.vocab)
+    (body,_),n_classes = split_head(model, x[:4]),len(splits.labelled.vocab)
     def hits(): return (model(augmenter(x_holdout)).argmax(1)==y_holdout).float().mean().item()
     with frozen(model): read = sum(hits() for _ in range(draws))/draws
     def loss(a): return round(head_holdout_loss(a, body, x, y, x_holdout, y_holdout, n_classes, l2, draws), 5)

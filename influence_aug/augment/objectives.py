@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from torch import nn, Tensor
+from ..influence.body import *
 from ..influence.head import *
 from ..influence.influence import *
 from ..influence.solvers import *
@@ -30,9 +31,10 @@ class FixedHead:
         n_classes:int,   # K
         l2:float=3e-2,   # Weight decay of the head
     ):
-        self.body,self.l2,self.y,self.y_val = split_head(model)[0],l2,y,y_val
+        (self.body,head),self.l2,self.y,self.y_val = split_head(model, x[:4]),l2,y,y_val
         self.h,self.h_val = features(self.body, x),features(self.body, x_val) # (n, d), (n_val, d)
-        self.W = fit_head(self.h, y, n_classes, l2).W # (K, d+1)
+        self.bias = head.bias is not None
+        self.W = fit_head(self.h, y, n_classes, l2, bias=self.bias).W # (K, d+1)
         self.update()
 
 # %% ../../nbs/augment/23_objectives.ipynb #d062cbf5
@@ -85,7 +87,7 @@ class ImplicitHead(FixedHead):
         label_weight:float=.03, # κ, weight of the augmentations' own loss, which keeps labels
     ):
         self.label_weight = label_weight
-        self.recent_h,self.recent_y = features(split_head(model)[0], x),y # (n, d), (n,)
+        self.recent_h,self.recent_y = features(split_head(model, x[:4])[0], x),y # (n, d), (n,)
         super().__init__(model, x, y, x_val, y_val, n_classes, l2)
 
 # %% ../../nbs/augment/23_objectives.ipynb #7cd276c3
@@ -101,7 +103,7 @@ def __call__(self:ImplicitHead, x_aug, y):
     h_aug,n = self.body(x_aug).flatten(1),len(self.h)
     self.recent_h = torch.cat([self.recent_h, h_aug.detach()])[-n:]
     self.recent_y = torch.cat([self.recent_y, y])[-n:]
-    self.W = fit_head(*self.training_set(), len(self.W), self.l2, W=self.W).W
+    self.W = fit_head(*self.training_set(), len(self.W), self.l2, W=self.W, bias=self.bias).W
     self.update()
     return self.label_weight*self.loss_at(h_aug, y) - sample_values(self.S, self.W, h_aug, y).mean()
 
@@ -227,4 +229,4 @@ def class_leak(
     "Share of labels that a linear probe reads off τ = E(x)."
     with torch.no_grad(): tau = torch.cat([estimator(o) for o in x.split(500)]).double()
     probe = fit_head(tau[::2], y[::2], int(y.max())+1, l2).W
-    return ((with_bias(tau[1::2])@probe.T).argmax(1)==y[1::2]).double().mean().item()
+    return ((with_bias(tau[1::2], probe)@probe.T).argmax(1)==y[1::2]).double().mean().item()

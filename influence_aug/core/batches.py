@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from .data import *
+from .data import check_vocab
 from .randomness import steady
 
 # %% ../../nbs/core/03_batches.ipynb #8698221f
@@ -144,6 +145,12 @@ def __iter__(self:Batches):
     if self._indexed: return self._pieces(torch.arange(len(self.y)), self.bs)
     return self._loaded()
 
+# %% ../../nbs/core/03_batches.ipynb #ffbd977e
+@patch
+def __len__(self:Batches):
+    "Number of batches of a pass."
+    return -(-len(self.y)//self.bs) if self._indexed else len(self.data)
+
 # %% ../../nbs/core/03_batches.ipynb #9351c838
 def _image_and_label(batch):
     "The batch as a pair; raises `ValueError` for one that is something else."
@@ -190,3 +197,58 @@ def check_not_random(
     if one!=other: raise ValueError(
         f"{name} gives other images at each pass, by a random transform or sampler: expected the same. Take it out, "
         "as for validation; a transform can be a candidate instead.")
+
+# %% ../../nbs/core/03_batches.ipynb #feba9f22
+def _checked(name, batches, n_classes):
+    "Labels and fingerprints of each batch; raises `ValueError` for NaN or labels out of range."
+    for x,y in batches:
+        if not x.isfinite().all():
+            raise ValueError(f"{(~x.isfinite()).sum()} values in {name} are NaN or infinite: "
+                             "expected finite pixels. Look at the data and its transforms.")
+        if not (0<=y.min() and y.max()<n_classes):
+            raise ValueError(f"Labels from {y.min()} to {y.max()} in {name}: expected 0 to {n_classes-1}, "
+                             "the model's classes. Map labels to indices, or make the model with more classes.")
+        yield y.cpu(),pixel_fingerprints(x.detach().cpu()).tolist()
+
+# %% ../../nbs/core/03_batches.ipynb #9b364bc1
+def _in_both(n):
+    return ValueError(f"{n} images in one training batch are validation images too: expected none. "
+                      "Split again, without duplicates.")
+
+# %% ../../nbs/core/03_batches.ipynb #13373229
+def _check_counts(counts, n_valid):
+    "`counts` (K,) of each class in training."
+    if not counts.sum()*n_valid:
+        raise ValueError(f"{counts.sum()} training and {n_valid} validation images: expected some of both. "
+                         "Split again.")
+    if (empty := (counts==0).nonzero().flatten().tolist()):
+        raise ValueError(f"Classes without a training image: {empty}. "
+                         "Add images, or make the model with fewer classes.")
+
+# %% ../../nbs/core/03_batches.ipynb #810726f1
+def _check_kind(train, valid):
+    "Raise `ValueError` if classes differ, or a set gives other images at each pass."
+    check_vocab(train.vocab, valid.vocab, 'valid', 'train')
+    for o,name in ((train,'train'), (valid,'valid')): check_not_random(o, name)
+
+# %% ../../nbs/core/03_batches.ipynb #4794fe5b
+def _count_and_prints(valid, n_classes):
+    "(Number of samples, set of fingerprints) of validation."
+    ids = [i for _,prints in _checked('valid', valid, n_classes) for i in prints]
+    return len(ids),set(ids)
+
+# %% ../../nbs/core/03_batches.ipynb #f509791c
+def check_data(
+    train,     # `Batches`
+    valid,     # `Batches`
+    n_classes, # That the model distinguishes
+):
+    "Numbers of training and validation samples; raises `ValueError` for data no influence can be computed from."
+    _check_kind(train, valid)
+    n_valid,seen = _count_and_prints(valid, n_classes)
+    counts = torch.zeros(n_classes, dtype=torch.long)
+    for y,ids in _checked('train', train, n_classes):
+        counts += torch.bincount(y, minlength=n_classes)
+        if (both := sum(i in seen for i in ids)): raise _in_both(both)
+    _check_counts(counts, n_valid)
+    return counts.sum().item(),n_valid
