@@ -887,6 +887,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'influence_aug/influence/ranking.py'),
                                                  'influence_aug.influence.ranking.Augmented.__len__': ( 'influence/ranking.html#augmented.__len__',
                                                                                                         'influence_aug/influence/ranking.py'),
+                                                 'influence_aug.influence.ranking._check_both': ( 'influence/ranking.html#_check_both',
+                                                                                                  'influence_aug/influence/ranking.py'),
                                                  'influence_aug.influence.ranking._check_candidates': ( 'influence/ranking.html#_check_candidates',
                                                                                                         'influence_aug/influence/ranking.py'),
                                                  'influence_aug.influence.ranking._copies': ( 'influence/ranking.html#_copies',

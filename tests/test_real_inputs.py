@@ -243,6 +243,26 @@ def test_normalize_acts_on_fastais_images_alone(splits):
         assert min(a for a, _ in seen) > -1e-5 and abs(max(b for _, b in seen)-1) < 1e-5
 
 
+@pytest.mark.parametrize('spoil', [lambda x: 255*x, lambda x: (x-.5)/.25, lambda x: x-.01])
+@pytest.mark.parametrize('which', ['train', 'valid'])
+def test_both_sets_must_hold_pixels(splits, learn, spoil, which):
+    sets = dict(train=tensors(splits, 200), valid=(splits.tune.x.float()/255, splits.tune.y))
+    sets[which] = (spoil(sets[which][0]), sets[which][1])
+    with pytest.raises(ValueError, match='Pixels from' if which == 'train' else 'In valid: Pixels from'):
+        rank_augmentations(learn.model, sets['train'], sets['valid'], {'mirror': lambda x: x.flip(3)})
+
+
+def test_both_loaders_are_normalised_or_none(splits, learn):
+    def loader(data, **kwargs):
+        pairs = [(TensorImage(a), b) for a, b in zip(data.x.float()/255, data.y)]
+        return DataLoaders.from_dsets(pairs, pairs, bs=50, num_workers=0, device='cpu', **kwargs).valid
+    normalised = dict(after_batch=Normalize.from_stats([.5], [.25], cuda=False))
+    few, mirror = splits.tune[torch.arange(200)], {'mirror': lambda x: x.flip(3)}
+    with pytest.raises(ValueError, match='normalised in different ways'):
+        rank_augmentations(learn.model, loader(splits.labelled), loader(few, **normalised), mirror)
+    rank_augmentations(learn.model, loader(splits.labelled, **normalised), loader(few, **normalised), mirror)
+
+
 # the head is the layer whose output is returned
 
 class Odd(nn.Module):

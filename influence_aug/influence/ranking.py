@@ -97,6 +97,17 @@ def _idle(policies):
                             "act on float tensors.", stacklevel=3)
     return names
 
+# %% ../../nbs/influence/14_ranking.ipynb #df5ed4e6
+def _check_both(train, valid):
+    "Raise `ValueError` naming the set whose pixels are not in [0, 1], or if one set is normalised alone."
+    one,other = train.scale,valid.scale
+    if any(not torch.equal(*(torch.as_tensor(o).cpu() for o in pair)) for pair in zip(one, other)): raise ValueError(
+        "train and valid are normalised in different ways: expected the same Normalize in both loaders, or in none.")
+    for name,batches in (('train',train), ('valid',valid)):
+        for x,_ in batches:
+            try: check_pixels(one.to_pixels(x))
+            except ValueError as e: raise ValueError(f"In {name}: {e}") from e
+
 # %% ../../nbs/influence/14_ranking.ipynb #c54e2ef8
 def _ranked(effects, n_boot, rng, idle=()):
     "The table of `rank_augmentations` from each candidate's effects; `idle` are those that changed nothing."
@@ -125,7 +136,9 @@ def rank_augmentations(
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
     if not (draws>=1 and draws==int(draws)): raise ValueError(f"draws={draws}: expected a whole number from 1 on.")
     policies = _check_candidates(candidates, Batches(train, bs))
-    infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer).fit()
+    infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer)
+    _check_both(infl.train, infl.valid)
+    infl.fit()
     effects = {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())}
     return _ranked(effects, n_boot, np.random.default_rng(seed), _idle(policies))
 
