@@ -317,6 +317,19 @@ def test_the_head_can_be_named(splits):
     assert Influence(model, splits.labelled, splits.tune, head_layer='head').problem.body.head is model.head
 
 
+def test_frozen_layers_have_no_influence(splits):
+    """As fastai's freeze leaves a body: only what is trainable is asked about, and names still reach the rest."""
+    model = Odd()
+    few = (splits.labelled.x[:60].float()/255, torch.arange(60) % 10)
+    for p in model.body.parameters(): p.requires_grad_(False)
+    infl = Influence(model, few, splits.tune[torch.arange(100)], params='all', damping=.1)
+    assert infl.problem.theta.numel() == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    named = Influence(model, few, splits.tune[torch.arange(100)], params=['body'], damping=.1)
+    assert named.problem.theta.numel() == sum(p.numel() for p in model.body.parameters())
+    for p in model.parameters(): p.requires_grad_(False)
+    with pytest.raises(ValueError, match='Unfreeze'): Influence(model, few, splits.tune, params='all')
+
+
 # files
 
 def picture(seed=0, size=(10, 14)): return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)

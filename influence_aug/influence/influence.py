@@ -128,12 +128,18 @@ def _check_settings(params, curvature, solver, l2, damping):
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
     if min(l2 or 0, damping or 0)<0: raise ValueError(f"l2={l2}, damping={damping}: expected numbers ≥ 0.")
 
+# %% ../../nbs/influence/13_influence.ipynb #b98ea9e5
+def _trainable(model):
+    "Names of the trainable parameters of `model`; raises `ValueError` if there are none."
+    if (names := [k for k,p in model.named_parameters() if p.requires_grad]): return names
+    raise ValueError("No parameter is trainable: expected some. Unfreeze the model, or name layers in params.")
+
 # %% ../../nbs/influence/13_influence.ipynb #5308735d
 def _problem(model, params, curvature, batches, head_layer):
     if params=='head':
         _n_outputs(model, batches)
         return HeadProblem(model, next(iter(batches))[0][:4], head_layer)
-    return LayersProblem(model, None if params=='all' else params, CURVATURES.get(curvature, curvature))
+    return LayersProblem(model, _trainable(model) if params=='all' else params, CURVATURES.get(curvature, curvature))
 
 # %% ../../nbs/influence/13_influence.ipynb #10c9e527
 def _shift(l2, damping, refit):
@@ -150,7 +156,7 @@ class Influence:
         model,            # A classifier, never changed; for `params='head'` it must end in `nn.Linear`
         train,            # Pair of tensors, `Images`, or a fastai or PyTorch DataLoader
         valid,            # The same; disjoint from `train`
-        params='head',    # 'head', 'all', or a list of layer names
+        params='head',    # 'head', 'all' that are trainable, or a list of layer names
         curvature='auto', # 'hessian', 'ggn' or a function of a `FlatModel`; by default GGN for more than the head
         solver='auto',    # 'exact', 'cg', 'lissa' or (A, b) ↦ `Solution`; by default exact up to 2,000 parameters
         l2=None,          # Weight decay in the loss, counted once; by default 1e-2 for a re-fitted head, else 0
