@@ -149,7 +149,7 @@ def test_sidebar_has_every_notebook_in_groups_with_numbers(texts):
         nbs = [nb for nb in NOTEBOOKS if nb.parent.as_posix() == folder]
         expected += [folder.capitalize()]*(folder != '.' and bool(nbs))
         expected += [' '.join([*re.findall(r'^\d+[a-z]?(?=_)', nb.stem), title(nb)]) for nb in nbs]
-    assert expected[0] == title(Path('index.ipynb')) and '12 Influence' in expected
+    assert expected[0] == title(Path('index.ipynb')) and '13 Influence' in expected
     for name,text in texts.items():
         bar = re.search(r'<nav id="quarto-sidebar".*?</nav>', text, re.S)[0]
         assert [html.unescape(o) for o in re.findall(r'<span class="menu-text">(.*?)</span>', bar)] == expected, name

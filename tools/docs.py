@@ -48,7 +48,7 @@ def sidebar(path):
 
 
 def entry(path):
-    "What the sidebar says of the notebook at `path`: `12 Influence`."
+    "What the sidebar says of the notebook at `path`: `13 Influence`."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     title = re.search(r'^# +(.+)', '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown'), re.M)
     return ' '.join([*re.findall(r'^\d+[a-z]?(?=_)', path.stem), title[1].strip() if title else path.stem])
