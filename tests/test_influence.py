@@ -254,7 +254,7 @@ def test_bad_input():
         'values in train are NaN': dict(train=(broken, y)),
         'Labels from 0 to 3 in train: expected 0 to 2': dict(train=(x, torch.arange(30) % 4)),
         r'Classes without a training image: \[2\]': dict(train=(x, torch.arange(30) % 2)),
-        '3 images in one training batch are validation images too': dict(valid=(x[:3], y[:3])),
+        '3 training images are validation images too': dict(valid=(x[:3], y[:3])),
         r'cannot take images of shape \(3, 8, 8\)': dict(train=(x.repeat(1, 3, 1, 1), y)),
         "solver='magic': expected one of auto, cg, exact, lissa": dict(solver='magic'),
         "curvature='fisher': expected one of": dict(params='all', curvature='fisher'),

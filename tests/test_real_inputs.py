@@ -16,7 +16,7 @@ from fastai.vision.all import MixUp, CutMix, RandomResizedCropGPU, TensorImage, 
 from fastai.vision.augment import Rotate
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -74,6 +74,13 @@ def test_every_image_has_its_own_draw(name):
 
 def test_a_function_with_four_outcomes_has_all_of_them():
     assert distinct(Policy(turn_at_random)(copies())) == 4
+
+
+def test_blank_images_decide_nothing():
+    """On blank images a random turn and a fixed function look alike: the decision waits for an image with contrast."""
+    policy = Policy(turn_at_random)
+    policy(torch.zeros(8, 1, 28, 28))
+    assert distinct(policy(copies())) == 4
 
 
 def test_fixed_functions_stay_on_the_batch():
@@ -179,6 +186,18 @@ def test_a_shuffling_loader_is_read_in_one_order(splits):
     loader = Batches(DataLoader(TensorDataset(x, y), 16, shuffle=True))
     once, again = (torch.cat([y for _, y in loader]) for _ in range(2))
     assert torch.equal(once, again) and not torch.equal(once, y) and torch.equal(once.sort()[0], y.sort()[0])
+
+
+class Stream(IterableDataset):
+    def __init__(self, x, y): self.pairs = list(zip(x, y))
+    def __iter__(self): return iter(self.pairs)
+
+
+def test_a_stream_has_no_length_and_is_read(splits, learn):
+    x, y = tensors(splits, 200)
+    ask = {'mirror': lambda o: o.flip(3)}
+    tables = [rank_augmentations(learn.model, data, splits.tune, ask) for data in (DataLoader(Stream(x, y), 50), Stream(x, y), (x, y))]
+    assert all(abs(t.predicted['mirror']-tables[2].predicted['mirror']) < 1e-9 for t in tables)
 
 
 class Noisy(Dataset):

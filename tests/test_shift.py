@@ -166,6 +166,7 @@ def test_adapt_from_end_to_end(capsys):
 
 def test_adapt_refuses_before_training():
     with pytest.raises(ValueError, match='watching half'): adapt(target_splits(8))
+    with pytest.raises(ValueError, match=r"called \['random_tau'\]"): adapt(target_splits(), policies={'random_tau': lambda x: x})
     s = target_splits()
     s.source.valid.x = s.source.valid.x[..., :10, :10]
     with pytest.raises(ValueError, match='Resize'): adapt(s)

@@ -142,12 +142,12 @@ class Decision(NamedTuple):
     choice:str         # Name of a candidate
     table:pd.DataFrame # A candidate a row: loss, difference to the baseline, half its interval
     reason:str         # In words
-    baseline:str       # What others had to beat
+    baseline:str       # What the others were compared with
 
 # %% ../../nbs/augment/30_adapt.ipynb #09169fe2
 def decide(
     losses:dict,          # Candidate → loss of each watching image, (n,); raises `ValueError` without `baseline`
-    baseline='random_tau',# What others must beat
+    baseline='random_tau',# What the others are compared with
     level=.95,            # Of the interval
 )->Decision:
     "Take the candidate of lowest loss, and say how sure that is against `baseline`."
@@ -177,12 +177,14 @@ class Adaptation:
     splits:object      # The `Splits` it was found on
 
 # %% ../../nbs/augment/30_adapt.ipynb #17f82390
-def _check_target(splits):
-    "Raise `ValueError` for fewer than five images in a half, or images of another shape."
+def _check_target(splits, policies):
+    "Raise `ValueError` for fewer than five images in a half, images of another shape, or a name that is taken."
     n,shapes = len(splits.holdout),[tuple(o.x.shape[1:]) for o in (splits.labelled, splits.valid)]
     if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of them.")
     if shapes[0]!=shapes[1]:
         raise ValueError(f"Target images of shape {shapes[1]}: expected {shapes[0]}, as in training. Resize them.")
+    if (taken := sorted({'random_tau','learned','joint','learned_joint'}&set(policies))):
+        raise ValueError(f"Policies called {taken}: expected other names, since adapt has candidates of these.")
 
 # %% ../../nbs/augment/30_adapt.ipynb #43372d00
 def _named_for(x):
@@ -214,7 +216,7 @@ def adapt(
     **kwargs,      # For `train_classifier`, and `also`, policies that are always used, such as a flip
 ) -> Adaptation:
     "Try random policies, learned, joint, and learned + joint; decide by the loss on labels that trained nothing."
-    _check_target(splits)
+    _check_target(splits, policies or {})
     G = G or _named_for(splits.labelled.x)
     how = dict(seed=seed, padding_mode=G.config.get('padding_mode', 'zeros'), **kwargs)
     policies = (policies or {'affine': random_affine(padding_mode=how['padding_mode'])}) | {'random_tau': random_tau(G)}

@@ -188,13 +188,13 @@ def pixel_fingerprints(
 # %% ../../nbs/core/03_batches.ipynb #1ed62feb
 def check_not_random(
     batches, # `Batches`
+    prints,  # Fingerprints of all its images, as read with seed 0
     name,    # What to call them
 ):
     "Raise `ValueError` if a loader gives other images at another seed."
     if batches._indexed: return
-    one,other = (sorted(i for x,_ in batches._loaded(seed) for i in pixel_fingerprints(x.cpu()).tolist())
-                 for seed in (0,1))
-    if one!=other: raise ValueError(
+    others = [i for x,_ in batches._loaded(seed=1) for i in pixel_fingerprints(x.cpu()).tolist()]
+    if sorted(prints)!=sorted(others): raise ValueError(
         f"{name} gives other images at each pass, by a random transform or sampler: expected the same. Take it out, "
         "as for validation; a transform can be a candidate instead.")
 
@@ -212,7 +212,7 @@ def _checked(name, batches, n_classes):
 
 # %% ../../nbs/core/03_batches.ipynb #9b364bc1
 def _in_both(n):
-    return ValueError(f"{n} images in one training batch are validation images too: expected none. "
+    return ValueError(f"{n} training images are validation images too: expected none. "
                       "Split again, without duplicates.")
 
 # %% ../../nbs/core/03_batches.ipynb #13373229
@@ -225,17 +225,13 @@ def _check_counts(counts, n_valid):
         raise ValueError(f"Classes without a training image: {empty}. "
                          "Add images, or make the model with fewer classes.")
 
-# %% ../../nbs/core/03_batches.ipynb #810726f1
-def _check_kind(train, valid):
-    "Raise `ValueError` if classes differ, or a set gives other images at each pass."
-    check_vocab(train.vocab, valid.vocab, 'valid', 'train')
-    for o,name in ((train,'train'), (valid,'valid')): check_not_random(o, name)
-
-# %% ../../nbs/core/03_batches.ipynb #4794fe5b
-def _count_and_prints(valid, n_classes):
-    "(Number of samples, set of fingerprints) of validation."
-    ids = [i for _,prints in _checked('valid', valid, n_classes) for i in prints]
-    return len(ids),set(ids)
+# %% ../../nbs/core/03_batches.ipynb #e059ce94
+def _labels_and_prints(batches, name, n_classes):
+    "All labels (n,) and fingerprints of a set; raises `ValueError` as `_checked` does, and for one that is random."
+    read = list(_checked(name, batches, n_classes))
+    prints = [i for _,ids in read for i in ids]
+    check_not_random(batches, prints, name)
+    return torch.cat([y for y,_ in read] or [torch.zeros(0, dtype=torch.long)]),prints
 
 # %% ../../nbs/core/03_batches.ipynb #f509791c
 def check_data(
@@ -244,11 +240,9 @@ def check_data(
     n_classes, # That the model distinguishes
 ):
     "Numbers of training and validation samples; raises `ValueError` for data no influence can be computed from."
-    _check_kind(train, valid)
-    n_valid,seen = _count_and_prints(valid, n_classes)
-    counts = torch.zeros(n_classes, dtype=torch.long)
-    for y,ids in _checked('train', train, n_classes):
-        counts += torch.bincount(y, minlength=n_classes)
-        if (both := sum(i in seen for i in ids)): raise _in_both(both)
-    _check_counts(counts, n_valid)
-    return counts.sum().item(),n_valid
+    check_vocab(train.vocab, valid.vocab, 'valid', 'train')
+    (_,seen),(y,prints) = _labels_and_prints(valid, 'valid', n_classes),_labels_and_prints(train, 'train', n_classes)
+    if (both := len(set(seen)&set(prints))): raise _in_both(both)
+    counts = torch.bincount(y, minlength=n_classes)
+    _check_counts(counts, len(seen))
+    return counts.sum().item(),len(seen)

@@ -75,9 +75,6 @@ def check_vocab(vocab, other, name, of='training'):
         f"Classes of {name} are {list(other)}, those of {of} {list(vocab)}: expected the same, in one order. "
         "Make both with one vocab, as the classes of all folders together.")
 
-# %% ../../nbs/core/01_data.ipynb #53dddf0e
-def _check_vocab(pool, other, name): check_vocab(pool.vocab, other and other.vocab, name)
-
 # %% ../../nbs/core/01_data.ipynb #cf2123c9
 @dataclass
 class Source:
@@ -92,7 +89,7 @@ class Source:
     def __post_init__(self):
         self.whole = self.whole or len(self.pool)
         _check_valid(self.valid)
-        for o in ('valid','test'): _check_vocab(self.pool, getattr(self, o), o)
+        for o in ('valid','test'): check_vocab(self.pool.vocab, getattr(getattr(self, o), 'vocab', None), o)
         for a,b in [('pool','valid'), ('pool','test'), ('valid','test')]:
             _check_disjoint(getattr(self,a), getattr(self,b), a, b)
 

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt, torch
 from fastai.callback.core import Callback
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
+from operator import length_hint
 
 # %% ../../nbs/core/00_display.ipynb #11154d01
 def _grid(pixels, ncols, size, ax):
@@ -55,15 +56,17 @@ def draws_bars():
 
 # %% ../../nbs/core/00_display.ipynb #7dd1d291
 def progress(
-    items,     # A sized iterable
+    items,     # Whatever can be iterated; without a length there is no bar
     after=2.,  # Seconds before a bar appears
 ):
     "`items` in turn; those that are left after `after` seconds with a progress bar, where one can be drawn."
-    start,rest,left = time.time(),iter(items),len(items)
-    while left and time.time()-start<after:
-        yield next(rest)
-        left -= 1
-    if left: yield from (progress_bar(rest, total=left, leave=False) if draws_bars() else rest)
+    start,rest,done = time.time(),iter(items),0
+    for o in rest:
+        yield o
+        done += 1
+        if time.time()-start>=after: break
+    left = length_hint(items)-done
+    yield from (progress_bar(rest, total=left, leave=False) if left>0 and draws_bars() else rest)
 
 # %% ../../nbs/core/00_display.ipynb #2c4ff859
 class _EpochLine:

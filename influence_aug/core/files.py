@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from .batches import *
 from .data import *
+from .data import check_vocab
 from .display import *
 
 # %% ../../nbs/core/04_files.ipynb #cd6000ca
@@ -92,18 +93,25 @@ def _twins(x, blank):
     pairs = [(i, first.setdefault(p, i)) for i,p in enumerate(pixel_fingerprints(x).tolist()) if not blank[i]]
     return [(i,j) for i,j in pairs if i!=j]
 
+# %% ../../nbs/core/04_files.ipynb #e09e9f4e
+def _check_same_class(twins, y, files):
+    "Raise `ValueError` naming two files that are one picture in two classes."
+    clash = [(files[i], files[j]) for i,j in twins if y[i]!=y[j]]
+    if clash: raise ValueError(f"{clash[0][0]} and {clash[0][1]} are one picture in two classes ({len(clash)} such "
+                               "pairs): remove one.")
+
 # %% ../../nbs/core/04_files.ipynb #51aca25a
 def _without_twins(data, files):
     "(`data`, `files`) without copies, named in a warning as blanks are; `ValueError` for a copy in another class."
     blank = data.x.flatten(1).amax(1)==data.x.flatten(1).amin(1)
     twins,blanks = _twins(data.x, blank),[files[i] for i in blank.nonzero().flatten()]
     if blanks: warnings.warn(f"{len(blanks)} blank images, such as {blanks[0]}: look at them, or remove them.")
-    if (clash := [(files[i], files[j]) for i,j in twins if data.y[i]!=data.y[j]]): raise ValueError(
-        f"{clash[0][0]} and {clash[0][1]} are one picture in two classes ({len(clash)} such pairs): remove one.")
+    _check_same_class(twins, data.y, files)
     if not twins: return data,files
     one,other = (files[k] for k in twins[0])
     warnings.warn(f"{len(twins)} copies left out, such as {one}, the same picture as {other}.")
-    keep = [k for k in range(len(data)) if k not in dict(twins)]
+    copies = dict(twins)
+    keep = [k for k in range(len(data)) if k not in copies]
     return data[torch.tensor(keep)],[files[k] for k in keep]
 
 # %% ../../nbs/core/04_files.ipynb #31a94826
@@ -172,8 +180,7 @@ def source_from_folder(
 # %% ../../nbs/core/04_files.ipynb #dc2282a0
 def _check_same_kind(data, other, path, other_path):
     "Raise `ValueError` unless the classes and sizes of `other` are those of `data`."
-    if data.vocab!=other.vocab: raise ValueError(
-        f"Classes of {other_path} are {list(other.vocab)}, those of {path} {list(data.vocab)}: expected the same.")
+    check_vocab(data.vocab, other.vocab, other_path, path)
     if data.x.shape[1:]!=other.x.shape[1:]: raise ValueError(
         f"Images in {other_path} are {tuple(other.x.shape[2:])}, in {path} {tuple(data.x.shape[2:])}: pass size=.")
 

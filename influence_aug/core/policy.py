@@ -45,12 +45,13 @@ def _draws_once(f, x, tries=8):
 # %% ../../nbs/core/06_policy.ipynb #b4d7bc72
 def _from(package, f): return type(f).__module__.split('.')[0]==package
 
+# %% ../../nbs/core/06_policy.ipynb #20b86db0
+def _is_sequence(f): return isinstance(f, (list,tuple,Pipeline,nn.Sequential))
+
 # %% ../../nbs/core/06_policy.ipynb #463f4223
 def _parts(f):
-    "What `f` is made of, in order: functions on batches; None in place of one that has to be tried."
-    if isinstance(f, Pipeline): f = list(f.fs)
-    if isinstance(f, (list,tuple)): return [o for part in f for o in _parts(part)]
-    if isinstance(f, nn.Sequential): return [o for part in f for o in _parts(part)]
+    "What `f` is made of, in order: functions on batches."
+    if _is_sequence(f): return [o for part in f for o in _parts(part)]
     if isinstance(f, Transform): return [_Tried(_as_fastai(f))]
     if _from('albumentations', f): return [_as_albumentations(f)]
     if _from('torchvision', f): return [per_image(f)]
@@ -62,13 +63,13 @@ class _Tried:
     def __init__(self, f): self.f,self.once = f,None
 
     def __call__(self, x):
-        if self.once is None: self.once = _draws_once(self.f, x)
+        if self.once is None and x.std()>0: self.once = _draws_once(self.f, x)
         return torch.cat([self.f(o[None]) for o in x]) if self.once else self.f(x)
 
 # %% ../../nbs/core/06_policy.ipynb #59fc6b5b
 def _check_callable(f):
     name = getattr(f, '__name__', type(f).__name__)
-    if isinstance(f, (list,tuple)): return [_check_callable(o) for o in f]
+    if _is_sequence(f): return [_check_callable(o) for o in f]
     if isinstance(f, Callback): raise TypeError(f"policy is the callback {name}: expected a function from images to "
                                                 "images. Give callbacks to the Learner, as cbs=.")
     if isinstance(f, type): raise TypeError(f"policy is the class {name}: expected a function. Make one, {name}(…).")
@@ -144,8 +145,10 @@ def to(self:Policy,
     device, # Where the images will be
 ):
     "Move what has parameters or buffers, in the mode it is in; returns itself."
-    for o in self.f if isinstance(self.f, (list,tuple)) else [self.f]:
-        if isinstance(o, nn.Module): o.to(device)
+    def move(f):
+        if isinstance(f, nn.Module): f.to(device)
+        elif _is_sequence(f): [move(o) for o in f]
+    move(self.f)
     return self
 
 # %% ../../nbs/core/06_policy.ipynb #7442a8df

@@ -10,8 +10,10 @@ import random, numpy as np, torch
 from contextlib import contextmanager
 
 # %% ../../nbs/core/02_randomness.ipynb #e98b6514
-def _seed(seed):
-    for seeded in (torch.manual_seed, random.seed, np.random.seed): seeded(seed%2**32)
+def _seed(seed, device):
+    "Seed the CPU's generators and, if it is another, that of `device` alone."
+    for seeded in (torch.default_generator.manual_seed, random.seed, np.random.seed): seeded(seed%2**32)
+    if device.type!='cpu': getattr(torch, device.type).manual_seed(seed)
 
 # %% ../../nbs/core/02_randomness.ipynb #e88d32fe
 @contextmanager
@@ -22,7 +24,7 @@ def own_randomness(
     "The generators of torch, NumPy and Python seeded inside the `with`, and as they were after it."
     device,state = torch.device(device),(random.getstate(), np.random.get_state())
     with torch.random.fork_rng([device] if device.type=='cuda' else []):
-        try: _seed(seed); yield
+        try: _seed(seed, device); yield
         finally: random.setstate(state[0]); np.random.set_state(state[1])
 
 # %% ../../nbs/core/02_randomness.ipynb #0a850501

@@ -126,7 +126,7 @@ class FeatureBatches:
 # %% ../../nbs/influence/11_body.ipynb #cea92293
 @patch
 def _compute(self:FeatureBatches):
-    for x,y in progress(self.batches) if hasattr(self.batches, '__len__') else self.batches:
+    for x,y in progress(self.batches):
         h = features(self.body, x)
         yield (h if h.device.type=='mps' else h.double()),y
 
