@@ -9,7 +9,9 @@ from influence_aug.influence.body import *
 from influence_aug.influence.head import *
 from influence_aug.influence.head import with_bias
 from influence_aug.influence.solvers import *
-from influence_aug.influence.solvers import EXACT_UP_TO, Mixture, dot, mean_over
+from influence_aug.core.batches import Mixture, mean_over
+from influence_aug.core.modes import frozen
+from influence_aug.influence.solvers import EXACT_UP_TO, dot
 
 F64 = torch.float64
 

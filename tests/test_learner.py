@@ -19,7 +19,7 @@ from influence_aug.augment.generator import train_generator
 from influence_aug.core.batches import PixelScale
 from influence_aug.core.data import Images
 from influence_aug.core.policy import per_image
-from influence_aug.influence.solvers import frozen
+from influence_aug.core.modes import frozen
 from test_data import digits_folder
 
 

@@ -15,7 +15,8 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import nn
 
-from influence_aug.augment.generator import Checkpoint, ShowGenerator, _setting_text, train_generator
+from influence_aug.core.checkpoint import Checkpoint
+from influence_aug.augment.generator import ShowGenerator, _setting_text, train_generator
 from influence_aug.augment.wgan import *
 from influence_aug.core.datasets import mnist_sample
 

@@ -21,6 +21,7 @@ from influence_aug.studies import toy as toy_module
 from influence_aug.studies.results import read_results
 from influence_aug.studies.run import run
 from influence_aug.studies.toy import *
+from influence_aug.studies.toy_sets import *
 from influence_aug.studies.toy import loss_and_accuracy, objective
 from influence_aug.studies.toy_measures import *
 

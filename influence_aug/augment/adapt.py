@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from scipy import stats
 from typing import NamedTuple
+from ..core.modes import *
 from .augmenter import *
 from .callbacks import *
 from .classifier import *
 from .estimator import *
 from .named import *
 from .policies import *
-from ..influence.solvers import frozen
 from .estimator import holdout_figures, share_read
 from ..core.data import per_class
 from ..core.display import Quiet, show_images

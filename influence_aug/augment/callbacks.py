@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/augment/25_callbacks.ipynb #68ecc9b1
+from ..core.modes import *
 from ..core.batches import PixelScale, acting_scale, pixel_scale
 from ..core.data import check_pixels
 from ..core.policy import as_policy

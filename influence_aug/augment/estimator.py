@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/augment/29_estimator.ipynb #f0d5c98e
+from ..core.modes import *
 from ..influence.body import *
 from ..influence.head import *
 from ..influence.solvers import *

@@ -246,3 +246,23 @@ def check_data(
     counts = torch.bincount(y, minlength=n_classes)
     _check_counts(counts, len(seen))
     return counts.sum().item(),len(seen)
+
+# %% ../../nbs/core/03_batches.ipynb #02cdbdc3
+class Mixture:
+    "Data sets mixed in given shares that sum to one, whatever their sizes: `Mixture((.9, originals), (.1, copies))`."
+    def __init__(self, *parts): self.parts = parts
+    def __iter__(self):
+        for _,batches in self.parts: yield from batches
+
+# %% ../../nbs/core/03_batches.ipynb #8cc95838
+def mean_over(
+    batches,  # (inputs, labels), again and again; or a `Mixture` of such
+    f,        # (inputs, labels) ↦ the mean over one batch, a tensor of any shape
+):
+    "The mean over the samples of all `batches`; over a `Mixture`, the sum of share times mean."
+    if isinstance(batches, Mixture): return sum(share*mean_over(o, f) for share,o in batches.parts)
+    mean,n = 0.,0
+    for x,y in batches:
+        n += len(y)
+        mean = mean+(f(x, y)-mean)*(len(y)/n)
+    return mean

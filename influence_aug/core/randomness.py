@@ -9,6 +9,21 @@ __all__ = []
 import random, numpy as np, torch
 from contextlib import contextmanager
 
+# %% ../../nbs/core/02_randomness.ipynb #0a850501
+def random_states():
+    "The states of torch's generators, on the CPU and all CUDA devices, of NumPy's and Python's, as plain values."
+    kind,keys,*rest = np.random.get_state()
+    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
+                numpy=[kind, keys.tolist(), *rest], python=random.getstate())
+
+# %% ../../nbs/core/02_randomness.ipynb #f22e11b6
+def set_random_states(
+    states, # What `random_states` returned
+):
+    "Put them back."
+    torch.set_rng_state(states['torch']); torch.cuda.set_rng_state_all(states['cuda'])
+    np.random.set_state(tuple(states['numpy'])); random.setstate(states['python'])
+
 # %% ../../nbs/core/02_randomness.ipynb #e98b6514
 def _seed(seed, device):
     "Seed the CPU's generators and, if it is another, that of `device` alone."
@@ -22,17 +37,9 @@ def own_randomness(
     device='cpu', # Where it is drawn
 ):
     "The generators of torch, NumPy and Python seeded inside the `with`, and as they were after it."
-    device,state = torch.device(device),(random.getstate(), np.random.get_state())
-    with torch.random.fork_rng([device] if device.type=='cuda' else []):
-        try: _seed(seed, device); yield
-        finally: random.setstate(state[0]); np.random.set_state(state[1])
-
-# %% ../../nbs/core/02_randomness.ipynb #0a850501
-def _states(): return torch.get_rng_state(),random.getstate(),np.random.get_state()
-
-# %% ../../nbs/core/02_randomness.ipynb #f22e11b6
-def _restore(states):
-    for f,s in zip((torch.set_rng_state, random.setstate, np.random.set_state), states): f(s)
+    states = random_states()
+    try: _seed(seed, torch.device(device)); yield
+    finally: set_random_states(states)
 
 # %% ../../nbs/core/02_randomness.ipynb #7332f05c
 _END = object()
@@ -40,11 +47,11 @@ _END = object()
 # %% ../../nbs/core/02_randomness.ipynb #e6f24a4a
 def _step(source, inside):
     "(The next item or `_END`, the generators' states after it); the states outside are as they were."
-    outside = _states()
+    outside = random_states()
     try:
-        _restore(inside)
-        return next(source, _END),_states()
-    finally: _restore(outside)
+        set_random_states(inside)
+        return next(source, _END),random_states()
+    finally: set_random_states(outside)
 
 # %% ../../nbs/core/02_randomness.ipynb #213e79af
 def steady(
@@ -52,7 +59,7 @@ def steady(
     seed=0, # Of what it draws on the CPU
 ):
     "`items` in turn, with the same random draws each time and none of the reader's."
-    with own_randomness(seed): source,inside = iter(items),_states()
+    with own_randomness(seed): source,inside = iter(items),random_states()
     while True:
         item,inside = _step(source, inside)
         if item is _END: return

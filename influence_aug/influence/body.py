@@ -10,6 +10,7 @@ import numpy as np, tempfile, torch
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor, nn
+from ..core.modes import *
 from ..core.batches import *
 from ..core.display import *
 from .solvers import *
@@ -72,6 +73,19 @@ def check_scores(
     shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     raise ValueError(f"The model returns {shape}: expected a tensor of scores (n, classes). "
                      "Wrap the model in one that returns it.")
+
+# %% ../../nbs/influence/11_body.ipynb #2ddfa702
+def n_outputs(
+    model,   # A classifier
+    batches, # Of its images
+):
+    "Number of classes `model` distinguishes; raises `ValueError` if it cannot take the images."
+    x,_ = next(iter(batches))
+    try:
+        with frozen(model), torch.no_grad(): return check_scores(model(x[:2])).shape[1]
+    except (RuntimeError, IndexError) as e:
+        raise ValueError(f"The model cannot take images of shape {tuple(x.shape[1:])} and type {x.dtype}: {e}. "
+                         "Resize or convert them, or make a model that takes them.") from e
 
 # %% ../../nbs/influence/11_body.ipynb #a32cb981
 def find_head(

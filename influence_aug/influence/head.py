@@ -9,14 +9,16 @@ __all__ = ['with_bias', 'head_loss', 'head_grad', 'head_hessian', 'head_hvp', 'k
 # %% ../../nbs/influence/12_head.ipynb #ef6f2b11
 from dataclasses import dataclass
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import Tensor
 import torch
 import torch.nn.functional as F
+from ..core.modes import *
 from ..core.batches import *
 from .body import *
 from .solvers import *
 from .body import FeatureBatches
-from .solvers import EXACT_UP_TO, dot, mean_over
+from ..core.batches import mean_over
+from .solvers import EXACT_UP_TO, dot
 
 # %% ../../nbs/influence/12_head.ipynb #69c680bf
 def with_bias(

@@ -20,9 +20,10 @@ from .solvers import *
 
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
 from ..core.batches import check_data
-from .body import check_module, check_scores
+from .body import check_module, n_outputs
 from .head import HeadProblem
-from .solvers import EXACT_UP_TO, dot, mean_over, pick_solver
+from ..core.batches import mean_over
+from .solvers import EXACT_UP_TO, dot, pick_solver
 
 # %% ../../nbs/influence/13_influence.ipynb #9d6d018e
 class LayersProblem:
@@ -109,16 +110,6 @@ def _plain(*tensors):
 # %% ../../nbs/influence/13_influence.ipynb #2ddfa701
 def _name(o): return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
 
-# %% ../../nbs/influence/13_influence.ipynb #2ddfa702
-def _n_outputs(model, batches):
-    "Number of classes `model` distinguishes; raises `ValueError` if it cannot take the images."
-    x,_ = next(iter(batches))
-    try:
-        with frozen(model), torch.no_grad(): return check_scores(model(x[:2])).shape[1]
-    except (RuntimeError, IndexError) as e:
-        raise ValueError(f"The model cannot take images of shape {tuple(x.shape[1:])} and type {x.dtype}: {e}. "
-                         "Resize or convert them, or make a model that takes them.") from e
-
 # %% ../../nbs/influence/13_influence.ipynb #7e4cf70b
 def _check_settings(params, curvature, solver, l2, damping):
     if params not in ('head','all') and isinstance(params, str):
@@ -137,7 +128,7 @@ def _trainable(model):
 # %% ../../nbs/influence/13_influence.ipynb #5308735d
 def _problem(model, params, curvature, batches, head_layer):
     if params=='head':
-        _n_outputs(model, batches)
+        n_outputs(model, batches)
         return HeadProblem(model, next(iter(batches))[0][:4], head_layer)
     return LayersProblem(model, _trainable(model) if params=='all' else params, CURVATURES.get(curvature, curvature))
 
@@ -215,7 +206,7 @@ def _solve(self:Influence):
 def fit(self:Influence):
     "Re-fit the head if asked, compute s_val = (H + δI)⁻¹∇L_val, write the `report`; raises `ValueError` for bad data."
     start,problem = time.time(),self.problem
-    self.n,n_valid = check_data(self.train, self.valid, _n_outputs(self.model, self.train))
+    self.n,n_valid = check_data(self.train, self.valid, n_outputs(self.model, self.train))
     self.fitted_on = train,_ = problem.batches(self.train),problem.batches(self.valid)
     if self.refit: problem.refit(train, self.l2)
     g = mean_over(train, problem.grad)+self.l2*problem.theta  # (size,): what is left of ∇L

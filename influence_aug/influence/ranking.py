@@ -21,7 +21,7 @@ from ..core.policy import as_policy
 from ..core.randomness import own_randomness
 from .body import FeatureBatches
 from .head import with_bias
-from .solvers import Mixture, mean_over
+from ..core.batches import Mixture, mean_over
 
 # %% ../../nbs/influence/14_ranking.ipynb #f4783579
 def _drawn(policy, pixels, seed):

@@ -9,6 +9,7 @@ __all__ = ['SEEDS', 'SEARCH', 'variants', 'train_variant']
 import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import OneCycleLR
+from ..core.modes import *
 from ..augment.augmenter import *
 from ..augment.callbacks import *
 from ..augment.callbacks import pick_versions, rate_versions

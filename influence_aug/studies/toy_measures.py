@@ -16,6 +16,7 @@ from torch import nn
 from ..core.display import *
 from .run import *
 from .toy import *
+from .toy_sets import *
 from .toy import L2, loss_and_accuracy, show_augmented
 
 # %% ../../nbs/studies/49_toy_measures.ipynb #3e9518e4
