@@ -60,12 +60,11 @@ def progress(
     after=2.,  # Seconds before a bar appears
 ):
     "`items` in turn; those that are left after `after` seconds with a progress bar, where one can be drawn."
-    start,rest,done = time.time(),iter(items),0
+    start,left,rest = time.time(),length_hint(items),iter(items)
     for o in rest:
         yield o
-        done += 1
+        left -= 1
         if time.time()-start>=after: break
-    left = length_hint(items)-done
     yield from (progress_bar(rest, total=left, leave=False) if left>0 and draws_bars() else rest)
 
 # %% ../../nbs/core/00_display.ipynb #2c4ff859
