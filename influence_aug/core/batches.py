@@ -239,13 +239,13 @@ def check_data(
     valid,     # `Batches`
     n_classes, # That the model distinguishes
 ):
-    "Numbers of training and validation samples; raises `ValueError` for data no influence can be computed from."
+    "Training and validation samples of each class, (K,) each; raises `ValueError` for data that give no influence."
     check_vocab(train.vocab, valid.vocab, 'valid', 'train')
-    (_,seen),(y,prints) = _labels_and_prints(valid, 'valid', n_classes),_labels_and_prints(train, 'train', n_classes)
-    if (both := len(set(seen)&set(prints))): raise _in_both(both)
-    counts = torch.bincount(y, minlength=n_classes)
-    _check_counts(counts, len(seen))
-    return counts.sum().item(),len(seen)
+    ys,prints = zip(*(_labels_and_prints(o, name, n_classes) for name,o in (('valid',valid), ('train',train))))
+    if (both := len(set(prints[0])&set(prints[1]))): raise _in_both(both)
+    of_valid,counts = (torch.bincount(y, minlength=n_classes) for y in ys)
+    _check_counts(counts, len(prints[0]))
+    return counts,of_valid
 
 # %% ../../nbs/core/03_batches.ipynb #02cdbdc3
 class Mixture:

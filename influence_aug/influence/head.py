@@ -18,6 +18,7 @@ from .body import *
 from .solvers import *
 from .body import FeatureBatches
 from ..core.batches import mean_over
+from ..core.losses import as_targets, masses, residual
 from .solvers import EXACT_UP_TO, dot
 
 # %% ../../nbs/influence/12_head.ipynb #69c680bf
@@ -32,36 +33,39 @@ def with_bias(
 def head_loss(
     W:Tensor, # Head (K, d+1), bias last
     h:Tensor, # Features (n, d)
-    y:Tensor, # Labels (n,)
+    y:Tensor, # Labels (n,), or targets (n, K)
     l2=0.,    # λ, weight of the L2 term
 )->Tensor:    # A number
     "Mean cross-entropy of head `W` on features `h`, plus `l2`/2 times the squared norm of `W`."
     return F.cross_entropy(with_bias(h, W)@W.T, y) + l2/2*W.square().sum()
 
-# %% ../../nbs/influence/12_head.ipynb #afb1d92b
-def _residual(W, h, y):
-    "p − y for each sample: softmax probabilities minus one-hot labels, shape (n, K)."
-    return (with_bias(h, W)@W.T).softmax(1) - F.one_hot(y, len(W)).to(h.dtype)
-
 # %% ../../nbs/influence/12_head.ipynb #afb1d901
 def head_grad(
     W:Tensor, # Head (K, d+1)
     h:Tensor, # Features (n, d)
-    y:Tensor, # Labels (n,)
+    y:Tensor, # Labels (n,), or targets (n, K)
     l2=0.,    # λ
 )->Tensor:    # (K, d+1)
     "Gradient of `head_loss` in `W`."
-    return _residual(W, h, y).T@with_bias(h, W)/len(h) + l2*W
+    hb = with_bias(h, W)  # (n, d+1)
+    return residual(hb@W.T, y).T@hb/len(h) + l2*W
+
+# %% ../../nbs/influence/12_head.ipynb #65b35287
+def _heavy(h, W, mass):
+    "Features (n, d+1) of samples of the given `mass` (n,): √m times as long."
+    hb = with_bias(h, W)
+    return hb if mass is None else mass.sqrt()[:,None]*hb
 
 # %% ../../nbs/influence/12_head.ipynb #0dd91e43
 def head_hessian(
-    W:Tensor, # Head (K, d+1)
-    h:Tensor, # Features (n, d)
-    l2=0.,    # λ, counted once
-)->Tensor:    # (K(d+1), K(d+1))
+    W:Tensor,  # Head (K, d+1)
+    h:Tensor,  # Features (n, d)
+    l2=0.,     # λ, counted once
+    mass=None, # Of each sample's targets (n,); by default 1
+)->Tensor:     # (K(d+1), K(d+1))
     "Hessian of `head_loss` in the entries of `W`, row by row."
-    (K,D),hb = W.shape,with_bias(h, W)           # hb (n, D), D = d+1
-    p = (hb@W.T).softmax(1)                   # (n, K)
+    (K,D),hb = W.shape,_heavy(h, W, mass)     # hb (n, D), D = d+1
+    p = (with_bias(h, W)@W.T).softmax(1)      # (n, K)
     ph = (p[:,:,None]*hb[:,None]).flatten(1)  # (n, K·D)
     H = -ph.T@ph/len(h)                       # (K·D, K·D)
     for k in range(K): H[k*D:(k+1)*D, k*D:(k+1)*D] += (p[:,k,None]*hb).T@hb/len(h)
@@ -69,25 +73,26 @@ def head_hessian(
     return H
 
 # %% ../../nbs/influence/12_head.ipynb #e0b357bd
-def _head_hvp_at(W, h):
+def _head_hvp_at(W, h, mass=None):
     "V ↦ HV for the Hessian of the mean cross-entropy at `W`, without the L2 term: linear in the size of `h`."
-    hb = with_bias(h, W)         # (n, d+1)
-    hT = hb.T.contiguous()    # (d+1, n)
-    p = (W@hT).softmax(0)     # (K, n)
-    hb_n = hb/len(h)          # (n, d+1)
+    hb = _heavy(h, W, mass)          # (n, d+1)
+    hT = hb.T.contiguous()           # (d+1, n)
+    p = (W@(hT if mass is None else with_bias(h, W).T)).softmax(0) # (K, n)
+    hb_n = hb/len(h)                 # (n, d+1)
     def product(V):
-        pu = p*(V@hT)         # (K, n): p⊙u
+        pu = p*(V@hT)                # (K, n): p⊙u
         return (pu-p*pu.sum(0))@hb_n
     return product
 
 # %% ../../nbs/influence/12_head.ipynb #e0b35701
 def head_hvp(
-    V:Tensor, # Like `W`
-    W:Tensor, # Head (K, d+1)
-    h:Tensor, # Features (n, d)
-)->Tensor:    # Like `W`
+    V:Tensor,  # Like `W`
+    W:Tensor,  # Head (K, d+1)
+    h:Tensor,  # Features (n, d)
+    mass=None, # Of each sample's targets (n,); by default 1
+)->Tensor:     # Like `W`
     "Eq. 2's Hessian of the head's mean cross-entropy at `W`, times `V`, without writing the Hessian down."
-    return _head_hvp_at(W, h)(V)
+    return _head_hvp_at(W, h, mass)(V)
 
 # %% ../../nbs/influence/12_head.ipynb #f45fcda1
 def _kronecker_factors(W, batches):
@@ -95,7 +100,10 @@ def _kronecker_factors(W, batches):
     def P(h, y):
         p = (with_bias(h, W)@W.T).softmax(1)  # (n, K)
         return p.mean(0).diag() - p.T@p/len(p)
-    return mean_over(batches, P),mean_over(batches, lambda h,y: with_bias(h, W).T@with_bias(h, W)/len(h))
+    def C(h, y):
+        hb = _heavy(h, W, masses(y))          # (n, d+1)
+        return hb.T@hb/len(h)
+    return mean_over(batches, P),mean_over(batches, C)
 
 # %% ../../nbs/influence/12_head.ipynb #766f3793
 def kronecker_inverse(
@@ -120,9 +128,9 @@ def solve_head_by_cg(
 )->Solution:
     "(H + `shift`)⁻¹`g` by conjugate gradients, whatever the size; its `warning` says if it did not arrive."
     if isinstance(batches, list):
-        products = [(_head_hvp_at(W, h), y) for h,y in batches]
+        products = [(_head_hvp_at(W, h, masses(y)), y) for h,y in batches]
         A = lambda V: mean_over(products, lambda product,y: product(V)).add(V, alpha=shift)
-    else: A = lambda V: mean_over(batches, lambda h,y: head_hvp(V, W, h))+shift*V
+    else: A = lambda V: mean_over(batches, lambda h,y: head_hvp(V, W, h, masses(y)))+shift*V
     return conjugate_gradient(A, g, rtol, precondition=preconditioner and preconditioner(W, batches, shift))
 
 # %% ../../nbs/influence/12_head.ipynb #181663ce
@@ -135,7 +143,7 @@ def solve_head(
 )->Tensor:      # Like `W`
     "(H + `shift`)⁻¹`g`: by Cholesky for small heads, by preconditioned conjugate gradients for large ones."
     if W.numel()>EXACT_UP_TO: return solve_head_by_cg(W, batches, shift, g, rtol).x
-    H = mean_over(batches, lambda h,y: head_hessian(W, h))
+    H = mean_over(batches, lambda h,y: head_hessian(W, h, 0., masses(y)))
     H.diagonal().add_(shift)
     return torch.cholesky_solve(g.flatten()[:,None], torch.linalg.cholesky(H)).view_as(W)
 
@@ -145,7 +153,7 @@ def _check_head_input(h, y, n_classes, l2):
     if not h.isfinite().all():
         raise ValueError(f"{(~h.isfinite()).sum()} features are NaN or infinite: expected finite numbers. "
                          "Look at the images and the body that made them.")
-    if not (0<=y.min() and y.max()<n_classes):
+    if y.ndim==1 and not (0<=y.min() and y.max()<n_classes):
         raise ValueError(f"Labels from {y.min()} to {y.max()}: expected 0 to {n_classes-1}. "
                          "Set n_classes to the number of classes, or map labels to indices.")
     if l2<=0:
@@ -181,7 +189,7 @@ class HeadFit:
 
 # %% ../../nbs/influence/12_head.ipynb #e45f99ed
 def fit_head_batches(
-    batches,       # Re-iterable (features, labels)
+    batches,       # Re-iterable (features, labels), or with targets
     n_classes,     # K
     l2=1e-2,       # λ, positive
     W:Tensor=None, # Where to start, (K, d+1); from zero if that has the lower loss
@@ -204,7 +212,7 @@ def fit_head_batches(
 # %% ../../nbs/influence/12_head.ipynb #bead5001
 def fit_head(
     h:Tensor,      # Features (n, d)
-    y:Tensor,      # Labels (n,)
+    y:Tensor,      # Labels (n,), or targets (n, K)
     n_classes,     # K
     l2=1e-2,       # λ, positive
     W:Tensor=None, # Where to start, (K, d+1); from zero if that has the lower loss
@@ -232,10 +240,10 @@ def sample_values(
     S:Tensor, # s_val, like `W`
     W:Tensor, # Head (K, d+1)
     h:Tensor, # Features (n, d), in which the values are differentiable
-    y:Tensor, # Labels (n,)
+    y:Tensor, # Labels (n,), or targets (n, K)
 )->Tensor:    # (n,)
     "s_val·∇l(z) for each sample: positive where more weight on z lowers the validation loss."
-    return (_residual(W, h, y)*(with_bias(h, S)@S.T)).sum(1)
+    return (residual(with_bias(h, W)@W.T, y)*(with_bias(h, S)@S.T)).sum(1)
 
 # %% ../../nbs/influence/12_head.ipynb #26c76654
 def _weights(layer):
@@ -247,14 +255,15 @@ def _weights(layer):
 # %% ../../nbs/influence/12_head.ipynb #87a7a017
 class HeadProblem:
     "Influence through the head `W` (K, d+1) of a classifier that ends in `nn.Linear`: closed forms on its features."
+    targets = None
     def __init__(self, model, x=None, head_layer=None):
         self.body,layer = split_head(model, x, head_layer)
         self.W,self.bias = _weights(layer),layer.bias is not None
 
     def batches(self, data): return FeatureBatches(self.body, data)
     def grad(self, h, y): return head_grad(self.W, h, y).flatten()
-    def product(self, v, h, y): return head_hvp(v.view_as(self.W), self.W, h).flatten()
-    def hessian(self, h, y): return head_hessian(self.W, h)
+    def product(self, v, h, y): return head_hvp(v.view_as(self.W), self.W, h, masses(y)).flatten()
+    def hessian(self, h, y): return head_hessian(self.W, h, 0., masses(y))
     def loss_at(self, theta, h, y): return head_loss(theta.view_as(self.W), h, y)
 
 # %% ../../nbs/influence/12_head.ipynb #d06c51ad
@@ -287,4 +296,4 @@ def jacobian(self:HeadProblem, x):
 def values(self:HeadProblem, s, x, y):
     "s·∇l(z) for each sample, (n,), differentiable in `x`; `s` has the shape (size,)."
     with frozen(self.body): h = self.body(x).flatten(1)  # (n, d)
-    return sample_values(s.view_as(self.W).to(h), self.W.to(h), h, y)
+    return sample_values(s.view_as(self.W).to(h), self.W.to(h), h, as_targets(y, self.targets, h))

@@ -20,6 +20,7 @@ from .solvers import *
 
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
 from ..core.batches import check_data
+from ..core.losses import Targeted, as_targets, loss_targets, masses, residual, set_targets
 from .body import check_module, n_outputs
 from .head import HeadProblem
 from ..core.batches import mean_over
@@ -36,7 +37,7 @@ class LayersProblem:
         self.flat = FlatModel(model, layers)
         self.product = curvature(self.flat)
 
-    hessian = None
+    hessian = targets = None
     theta = property(lambda self: self.flat.theta)
     def batches(self, data): return data
     def grad(self, x, y): return grad(self.flat.loss)(self.theta, x, y)
@@ -55,6 +56,7 @@ def jacobian(self:LayersProblem, x):
 def values(self:LayersProblem, s, x, y):
     "s·∇l(z) for each sample, (n,), differentiable in `x`; `s` has the shape (size,)."
     bs = 64 if x.device.type=='cpu' else len(x)
+    y = as_targets(y, self.targets, x)
     along = lambda x,y: jvp(lambda t: self.flat.loss(t, x, y, 'none'), (self.theta,), (s,))[1]
     with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
         return torch.cat([along(*o) for o in zip(x.split(bs), y.split(bs))])
@@ -80,6 +82,7 @@ class Report:
     matrix:object = field(repr=False)    # H + δI, as a function on flat vectors
     like:Tensor = field(repr=False)      # A vector of the type it works on
     warnings:list = field(default_factory=list) # What to doubt, and the remedy
+    loss:str = ''        # Empty for plain cross-entropy
 
     @cached_property
     def eigenvalues(self): return extreme_eigenvalues(self.matrix, self.like)
@@ -91,6 +94,7 @@ def _rows(self:Report):
     scale = f', scale {self.scale:.3g}' if self.scale else ''
     return {'parameters': f'{self.size:,} ({self.parameters})',
             'samples': f'{self.n_train:,} training, {self.n_valid:,} validation',
+            **({'loss': self.loss} if self.loss else {}),
             'curvature': self.curvature, 'l2, damping': f'{self.l2:g}, {self.damping:g}',
             'solver': f'{self.solver}, {self.steps} steps{scale}', 'residual': f'{self.residual:.1e}',
             'eigenvalues': f'{low:.3g} … {high:.3g}', 'gradient norm at θ': f'{self.grad_norm:.1e}',
@@ -126,11 +130,24 @@ def _trainable(model):
     raise ValueError("No parameter is trainable: expected some. Unfreeze the model, or name layers in params.")
 
 # %% ../../nbs/influence/13_influence.ipynb #5308735d
-def _problem(model, params, curvature, batches, head_layer):
-    if params=='head':
-        n_outputs(model, batches)
-        return HeadProblem(model, next(iter(batches))[0][:4], head_layer)
-    return LayersProblem(model, _trainable(model) if params=='all' else params, CURVATURES.get(curvature, curvature))
+def _problem(infl, head_layer):
+    "What `infl` differentiates; raises `ValueError` for half precision of all layers."
+    model,params = infl.model,infl.params
+    if params=='head': return HeadProblem(model, next(iter(infl.train))[0][:4], head_layer)
+    p = next(model.parameters())
+    if p.dtype.itemsize<4: raise ValueError(
+        f"Parameters in {p.dtype} with params={params!r}: expected float32 or float64, or nothing is left of H⁻¹. "
+        "Convert a copy, deepcopy(model).float(), or use params='head'.")
+    curvature = CURVATURES.get(infl.curvature, infl.curvature)
+    return LayersProblem(model, _trainable(model) if params=='all' else params, curvature)
+
+# %% ../../nbs/influence/13_influence.ipynb #884f7b73
+def _model_and_loss(model, loss):
+    "Those of a Learner, unless another `loss` is given; raises `TypeError` for what is no model."
+    if hasattr(model, 'loss_func') and hasattr(model, 'dls'):
+        model,loss = model.model,model.loss_func if loss is None else loss
+    check_module(model)
+    return model,loss
 
 # %% ../../nbs/influence/13_influence.ipynb #10c9e527
 def _shift(l2, damping, refit):
@@ -144,7 +161,7 @@ def _shift(l2, damping, refit):
 class Influence:
     "What single samples do to the validation loss: call `fit` first. Raises `ValueError` for bad settings."
     def __init__(self,
-        model,            # A classifier, never changed; for `params='head'` it must end in `nn.Linear`
+        model,            # A classifier that ends in `nn.Linear`, never changed; or a Learner, for its loss too
         train,            # Pair of tensors, `Images`, or a fastai or PyTorch DataLoader
         valid,            # The same; disjoint from `train`
         params='head',    # 'head', 'all' that are trainable, or a list of layer names
@@ -155,15 +172,16 @@ class Influence:
         refit=True,       # Put the head at its minimum first, as influence assumes; only for `params='head'`
         bs=256,           # Batch size for tensors and `Images`
         head_layer=None,  # Name of the linear layer whose output the model returns, where it should not be found
+        loss=None,        # Cross-entropy with its `weight` and `label_smoothing`; by default a Learner's, or plain
     ):
         _check_settings(params, curvature, solver, l2, damping)
-        check_module(model)
+        model,loss = _model_and_loss(model, loss)
         p,head = next(model.parameters()),params=='head'
         self.train,self.valid = (Batches(o, bs, p.device, p.dtype) for o in (train,valid))
         self.model,self.params,self.solver,self.refit = model,params,solver,refit and head
         self.curvature = 'hessian' if head else 'ggn' if curvature=='auto' else curvature
-        self.l2,self.damping = _shift(l2, damping, self.refit)
-        self.problem = _problem(model, params, self.curvature, self.train, head_layer)
+        (self.l2,self.damping),self.n_classes = _shift(l2, damping, self.refit),n_outputs(model, self.train)
+        self.loss,self.problem = loss_targets(loss, self.n_classes, p.device),_problem(self, head_layer)
 
 # %% ../../nbs/influence/13_influence.ipynb #7fb28d01
 @patch
@@ -201,19 +219,31 @@ def _solve(self:Influence):
     self.s,self._factor = found.x,None
     return _name(name),found
 
+# %% ../../nbs/influence/13_influence.ipynb #e6f09fe5
+@patch
+def _read(self:Influence):
+    "Check the data and keep them as the problem wants them, with targets where the loss is not plain."
+    counts = check_data(self.train, self.valid, self.n_classes)
+    self.n,self.n_valid = (o.sum().item() for o in counts)
+    self.fitted_on = [self.problem.batches(o) for o in (self.train,self.valid)]
+    if not self.loss: return
+    tables = [set_targets(*self.loss[:2], o) for o in counts]
+    self.problem.targets = tables[0]
+    self.fitted_on = [Targeted(*o) for o in zip(self.fitted_on, tables)]
+
 # %% ../../nbs/influence/13_influence.ipynb #7fb28db5
 @patch
 def fit(self:Influence):
     "Re-fit the head if asked, compute s_val = (H + δI)⁻¹∇L_val, write the `report`; raises `ValueError` for bad data."
     start,problem = time.time(),self.problem
-    self.n,n_valid = check_data(self.train, self.valid, n_outputs(self.model, self.train))
-    self.fitted_on = train,_ = problem.batches(self.train),problem.batches(self.valid)
+    self._read()
+    train,_ = self.fitted_on
     if self.refit: problem.refit(train, self.l2)
     g = mean_over(train, problem.grad)+self.l2*problem.theta  # (size,): what is left of ∇L
     name,found = self._solve()
-    said = str(self.params),len(g),self.n,n_valid,_name(self.curvature),name,self.l2,self.damping
+    said = str(self.params),len(g),self.n,self.n_valid,_name(self.curvature),name,self.l2,self.damping
     went = found.steps,found.residual,g.norm().item(),-dot(self.s, g).item(),found.scale,time.time()-start
-    self.report = Report(*said, *went, self.A, self.b)
+    self.report = Report(*said, *went, self.A, self.b, loss=str(self.loss or ''))
     return self._warn(found.warning)
 
 # %% ../../nbs/influence/13_influence.ipynb #5714a38d
@@ -274,12 +304,14 @@ def _inverse(self:Influence, B):
 # %% ../../nbs/influence/13_influence.ipynb #b63ebbb8
 @patch
 def _own_step(self:Influence, changes, y):
-    "−Δθ (size,) for one sample of label `y`; `changes` are up to two of (w, J (K, size), logits (K,))."
+    "−Δθ (size,) for a sample of label or targets `y`; `changes` are up to two of (w, J (K, size), logits (K,))."
     ws,Js,logits = zip(*changes)
     ps = [z.softmax(0) for z in logits]                                          # (K,) each
     J = torch.cat(Js)                                                            # (2K, size)
+    m = masses(y[None])                                                          # (1,), or None for 1
     Q = torch.block_diag(*[w*(p.diag()-p.outer(p)) for w,p in zip(ws,ps)])       # (2K, 2K)
-    r = torch.cat([w*(p-F.one_hot(y, len(p)).to(p)) for w,p in zip(ws,ps)])      # (2K,)
+    if m is not None: Q = m*Q
+    r = torch.cat([w*residual(z[None], y[None])[0] for w,z in zip(ws,logits)])   # (2K,)
     V = self._inverse(J)                                                         # (2K, size)
     return V.T@torch.linalg.solve(torch.eye(len(r)).to(r)+Q@(V@J.T), r)
 
@@ -293,6 +325,7 @@ def _valid_loss(self:Influence, theta):
 def _newton(self:Influence, y, *signed):
     "Changes of the validation loss (n,) after each sample's own step; `signed` are (−1 or +1, images)."
     labels, = _plain(y)
+    labels = as_targets(labels, self.problem.targets, self.problem.theta)
     theta,changes = self.problem.theta,[(sign/self.n, *self.problem.jacobian(*_plain(x))) for sign,x in signed]
     step = lambda i: self._own_step([(w,J[i],logits[i]) for w,J,logits in changes], labels[i])
     before = self._valid_loss(theta)

@@ -17,6 +17,7 @@ from .solvers import *
 # %% ../../nbs/influence/14_ranking.ipynb #9e310f38
 from ..core.batches import PixelScale
 from ..core.data import check_pixels
+from ..core.losses import Targeted
 from ..core.policy import as_policy
 from ..core.randomness import own_randomness
 from .body import FeatureBatches
@@ -50,8 +51,9 @@ class Augmented:
 # %% ../../nbs/influence/14_ranking.ipynb #398ca124
 def _copies(infl, policy, draws, seed):
     "Features of `draws` random copies of each training image of `infl`, in equal shares."
-    body = infl.problem.body
-    return Mixture(*[(1/draws, FeatureBatches(body, Augmented(infl.train, policy, seed+k))) for k in range(draws)])
+    body,targets = infl.problem.body,infl.problem.targets
+    copies = [FeatureBatches(body, Augmented(infl.train, policy, seed+k)) for k in range(draws)]
+    return Mixture(*[(1/draws, o if targets is None else Targeted(o, targets)) for o in copies])
 
 # %% ../../nbs/influence/14_ranking.ipynb #10a0ecd9
 def _loss_changes(W, W_new, valid):
@@ -120,7 +122,7 @@ def _ranked(effects, n_boot, rng, idle=()):
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
 def rank_augmentations(
-    model,         # A classifier that ends in `nn.Linear`
+    model,         # A classifier that ends in `nn.Linear`; or a Learner, for its loss too
     train,         # As for `Influence`; images in [0, 1] before any fastai `Normalize`
     valid,         # The same, disjoint from `train`
     candidates,    # Name → function on batches, or transform of torchvision, fastai, kornia, albumentations
@@ -131,12 +133,13 @@ def rank_augmentations(
     seed=0,        # Of the copies and the bootstrap
     bs=256,        # Batch size for tensors and `Images`
     head_layer=None, # As for `Influence`
+    loss=None,     # The same
 )->pd.DataFrame:   # Predicted change with its interval from `low` to `high`, verdict, and first order
     "Predicted change of validation loss for each candidate, best first; raises `ValueError` naming one that fails."
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
     if not (draws>=1 and draws==int(draws)): raise ValueError(f"draws={draws}: expected a whole number from 1 on.")
     policies = _check_candidates(candidates, Batches(train, bs))
-    infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer)
+    infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer, loss=loss)
     _check_both(infl.train, infl.valid)
     infl.fit()
     effects = {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())}

@@ -16,6 +16,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from ..core.batches import *
 from ..core.batches import mean_over
+from ..core.losses import masses
 from ..core.display import *
 from ..core.modes import *
 
@@ -136,7 +137,7 @@ def __call__(self:FlatModel, theta, x):
 # %% ../../nbs/influence/10_solvers.ipynb #0e8d0329
 @patch
 def loss(self:FlatModel, theta, x, y, reduction='mean'):
-    "Cross-entropy of inputs `x`, (n, …), with classes `y`, (n,), at `theta`; with `reduction` 'none' one for each."
+    "Cross-entropy of inputs `x`, (n, …), with labels or targets `y`, at `theta`; with `reduction` 'none' one for each."
     return F.cross_entropy(self(theta, x), y, reduction=reduction)
 
 # %% ../../nbs/influence/10_solvers.ipynb #307ae499
@@ -153,11 +154,13 @@ def ggnvp(
     logits,  # A function θ ↦ logits, (n, K)
     theta,   # Where, (size,)
     v,       # Along which direction, (size,)
+    mass=None, # Of each sample's targets, (n,); by default 1
 ):
     "The product of the Gauss–Newton matrix of the mean cross-entropy of `logits` at `theta` with `v`, (size,)."
     z,u = jvp(logits, (theta,), (v,))  # z, u = Jv and p are (n, K)
     p = z.softmax(1)
-    return vjp(logits, theta)[1](p*(u-(p*u).sum(1,keepdim=True))/len(z))[0]
+    q = p if mass is None else p*mass[:,None]
+    return vjp(logits, theta)[1](q*(u-(p*u).sum(1,keepdim=True))/len(z))[0]
 
 # %% ../../nbs/influence/10_solvers.ipynb #74f68067
 def hessian_of(flat):  # A `FlatModel`
@@ -167,7 +170,7 @@ def hessian_of(flat):  # A `FlatModel`
 # %% ../../nbs/influence/10_solvers.ipynb #74f68001
 def ggn_of(flat):  # A `FlatModel`
     "The Gauss–Newton matrix of the mean loss of `flat` on a batch, at its `theta`, as a function (v, x, y) ↦ Gv."
-    return lambda v, x, y: ggnvp(lambda t: flat(t, x), flat.theta, v)
+    return lambda v, x, y: ggnvp(lambda t: flat(t, x), flat.theta, v, masses(y))
 
 # %% ../../nbs/influence/10_solvers.ipynb #8c098a03
 CURVATURES = dict(hessian=hessian_of, ggn=ggn_of)
