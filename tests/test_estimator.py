@@ -9,6 +9,7 @@ from influence_aug.augment.augmenter import _GENERATORS, _checksum
 from influence_aug.augment.classifier import small_cnn
 from influence_aug.augment.objectives import *
 from influence_aug.augment.transforms import Generator
+from influence_aug.core.modes import frozen
 from influence_aug.influence.body import *
 from influence_aug.influence.head import *
 from influence_aug.influence.head import with_bias

@@ -326,7 +326,7 @@ def test_ranking_names_what_is_wrong(digits):
     with pytest.raises(ValueError, match="Candidate 'three' failed on 5 images"): rank({'three': lambda x: x[:3]})
     for wrong in ({}, [lambda x: x]):
         with pytest.raises(ValueError, match='expected a dict of names and functions'): rank(wrong)
-    with pytest.raises(TypeError, match='expected an nn.Module; of a Learner, learn.model'): rank_augmentations(SimpleNamespace(model=model), train, valid, CANDIDATES)
-    with pytest.raises(TypeError, match='expected an nn.Module; of a Learner, learn.model'): Influence(SimpleNamespace(model=model), train, valid)
+    with pytest.raises(TypeError, match='expected an nn.Module, or for influence a Learner'): rank_augmentations(SimpleNamespace(model=model), train, valid, CANDIDATES)
+    with pytest.raises(TypeError, match='expected an nn.Module, or for influence a Learner'): Influence(SimpleNamespace(model=model), train, valid)
     with pytest.raises(ValueError, match='share=0: expected'): rank(CANDIDATES, share=0)
     with pytest.raises(ValueError, match='policies expect'): rank_augmentations(model, ((train.x.float()-128)/64, train.y), (valid.x.float()/255, valid.y), CANDIDATES)

@@ -227,7 +227,7 @@ def test_torchvision_transforms_draw_for_each_image(splits):
     (lambda s: train_classifier(s, lambda x: x), TypeError, r'cbs holds a function: expected callbacks; a policy becomes one by Augment\(policy\)'),
     (lambda s: train_classifier(s, [Augment(lambda x: x), Flat()]), TypeError, 'cbs holds a Flat: expected callbacks'),
     (lambda s: Augment('crop'), TypeError, 'policy is a str: expected a function'),
-    (lambda s: MaxUp(Augment(lambda x: x), k=0), ValueError, 'k=0: expected 1 or more'),
+    (lambda s: MaxUp(Augment(lambda x: x), k=0), ValueError, 'k=0: expected a whole number'),
     (lambda s: train_classifier(s, Augment(lambda x: x[:, :, 1:]), steps=1, epochs=1), ValueError, r'\(\d+, 1, 28, 28\) into \(\d+, 1, 27, 28\): expected the same shape'),
     (lambda s: train_classifier(s, MaxUp(lambda x: x*255), steps=1, epochs=1), ValueError, 'values from 0 to 255: expected images in'),
 ])

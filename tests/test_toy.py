@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import grad, hessian
 
 from influence_aug.influence.solvers import FlatModel
-from influence_aug.studies import toy as toy_module
+from influence_aug.studies import toy as toy_module, toy_sets
 from influence_aug.studies.results import read_results
 from influence_aug.studies.run import run
 from influence_aug.studies.toy import *
@@ -155,7 +155,7 @@ def test_figure3_in_both_formats_twice_the_same(tmp_path):
     pixels = plt.imread(tmp_path/'sub/a.png')
     assert pixels.shape[1] > 1400 and (pixels[0] == 1).all()
     svg = (tmp_path/'sub/a.svg').read_text()
-    assert toy_module.RED.lower() in svg and toy_module.BLUE.lower() in svg and len(svg) < 10**6
+    assert toy_sets.RED.lower() in svg and toy_sets.BLUE.lower() in svg and len(svg) < 10**6
 
 
 def test_colours_stay_apart():
@@ -164,7 +164,7 @@ def test_colours_stay_apart():
         rgb = [int(c[i:i+2], 16)/255 for i in (1, 3, 5)]
         return sum(w*(v/12.92 if v <= .04045 else ((v+.055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), rgb))
     contrast = lambda a, b: (max(a, b)+.05)/(min(a, b)+.05)
-    red, blue = luminance(toy_module.RED), luminance(toy_module.BLUE)
+    red, blue = luminance(toy_sets.RED), luminance(toy_sets.BLUE)
     assert contrast(red, 1) > 3 and contrast(blue, 1) > 3 and contrast(red, blue) > 1.2
 
 

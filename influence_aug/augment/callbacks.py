@@ -8,12 +8,14 @@ __all__ = ['Augment', 'with_crop', 'AddTarget', 'MaxUp']
 # %% ../../nbs/augment/25_callbacks.ipynb #1f94f434
 import torch, warnings
 from fastai.callback.core import Callback
+from fastai.layers import NoneReduce
+from fastai.vision.core import TensorBBox, TensorMask, TensorPoint
 from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/augment/25_callbacks.ipynb #68ecc9b1
 from ..core.modes import *
-from ..core.batches import PixelScale, acting_scale, pixel_scale
+from ..core.batches import PixelScale, acting_scale, check_count, pixel_scale
 from ..core.data import check_pixels
 from ..core.policy import as_policy
 from ..influence.solvers import *
@@ -36,6 +38,14 @@ class Augment(Callback):
     def _place(self, device): self.policy.to(device)
     def _policies(self): return [self.policy]
 
+# %% ../../nbs/augment/25_callbacks.ipynb #a13c5fde
+def _images(cb):
+    "The first input of the batch of `cb`; raises `ValueError` where the targets would have to move with it."
+    if any(isinstance(y, (TensorMask,TensorBBox,TensorPoint)) for y in cb.yb): raise ValueError(
+        f"The targets are of type {type(cb.yb[0]).__name__}: expected labels of whole images. "
+        "A policy moves images and would leave such targets where they are; use fastai's batch_tfms, which move both.")
+    return cb.xb[0]
+
 # %% ../../nbs/augment/25_callbacks.ipynb #35f9185d
 @patch
 def change(
@@ -52,12 +62,13 @@ def change(
 # %% ../../nbs/augment/25_callbacks.ipynb #12ad04ad
 @patch
 def before_batch(self:Augment):
-    "Change the pixels of the training batch; raises `ValueError` if they are not in [0, 1]."
-    self.scale = acting_scale(self.in_loader, self.x)
-    pixels = self.scale.to_pixels(self.x.as_subclass(torch.Tensor))
+    "Change the pixels of the training batch, its first input; raises `ValueError` if they are not in [0, 1]."
+    x = _images(self)
+    self.scale = acting_scale(self.in_loader, x)
+    pixels = self.scale.to_pixels(x.as_subclass(torch.Tensor))
     check_pixels(pixels)
     new = self.scale.from_pixels(self.change(pixels))
-    self.learn.xb = (new.as_subclass(type(self.x)), *self.xb[1:])
+    self.learn.xb = (new.as_subclass(type(x)), *self.xb[1:])
 
 # %% ../../nbs/augment/25_callbacks.ipynb #a184bff5
 @patch
@@ -91,30 +102,40 @@ class AddTarget(Callback):
 
     def before_fit(self): self.in_loader = pixel_scale(self.dls.train); self.augment._place(self.dls.device)
 
+# %% ../../nbs/augment/25_callbacks.ipynb #912c202b
+@patch
+def _check(self:AddTarget):
+    "Raise `ValueError` for a batch that the target's images and labels cannot join."
+    if len(self.xb)>1: raise ValueError(f"A batch has {len(self.xb)} inputs: expected images alone, as the target has.")
+    if self.x.shape[1:]!=self.target.x.shape[1:]: raise ValueError(
+        f"Target images of shape {tuple(self.target.x.shape[1:])}: expected {tuple(self.x.shape[1:])}. Resize them.")
+    if self.y.ndim!=1 or self.y.is_floating_point(): raise ValueError(
+        f"Targets of shape {tuple(self.y.shape)} and type {self.y.dtype}: expected the indices of classes (n,), "
+        "as the target's labels are.")
+
 # %% ../../nbs/augment/25_callbacks.ipynb #2046dd69
 @patch
 def before_batch(self:AddTarget):
     "Put target images and their labels into random places of the batch; raises `ValueError` if shapes differ."
-    x,y = self.x.as_subclass(torch.Tensor).clone(),self.y.as_subclass(torch.Tensor).clone()
-    scale = acting_scale(self.in_loader, self.x)
-    if x.shape[1:]!=self.target.x.shape[1:]: raise ValueError(
-        f"Target images of shape {tuple(self.target.x.shape[1:])}: expected {tuple(x.shape[1:])}. Resize them.")
-    places = torch.rand(len(x), device=x.device)<self.share  # (n,)
+    self._check()
+    x,y = (o.as_subclass(torch.Tensor).clone() for o in (self.x,self.y))
+    scale,places = acting_scale(self.in_loader, self.x),torch.rand(len(x), device=x.device)<self.share  # (n,)
     if not places.any(): return
     i = torch.randint(len(self.target), (int(places.sum()),))
     pixels = self.target.x[i].to(x.device).to(x.dtype)/255
     x[places],y[places] = scale.from_pixels(self.augment.change(pixels)),self.target.y[i].to(y)
-    self.learn.xb,self.learn.yb = (x.as_subclass(type(self.x)),*self.xb[1:]),(y,)
+    self.learn.xb,self.learn.yb = (x.as_subclass(type(self.x)),),(y,)
 
 # %% ../../nbs/augment/25_callbacks.ipynb #afde3bac
 def rate_versions(
     model,     # A classifier; its mode and gradients are left as they were
     versions,  # Versions of the n images, one set after another, (k·n, c, h, w)
-    y,         # Labels, (n,)
+    y,         # Labels (n,), or other targets (n, …)
     value,     # `value(model, x, y)` rates each image, shape (k·n,)
 ) -> torch.Tensor:
     "Values of all versions, (k, n), in eval mode and without gradients."
-    with frozen(model), torch.no_grad(): return value(model, versions, y.repeat(len(versions)//len(y))).view(-1, len(y))
+    y_all = torch.cat([y]*(len(versions)//len(y)))
+    with frozen(model), torch.no_grad(): return value(model, versions, y_all).view(-1, len(y))
 
 # %% ../../nbs/augment/25_callbacks.ipynb #d09a6804
 def pick_versions(
@@ -132,24 +153,43 @@ def listed(
     "`o` as a list."
     return list(o) if isinstance(o, (list,tuple,L)) else [] if o is None else [o]
 
+# %% ../../nbs/augment/25_callbacks.ipynb #f6d99698
+def _loss_of_each(loss, model, x, y):
+    "`loss` of each of `x` (n,); raises `ValueError` for one that gives a mean only."
+    try:
+        with NoneReduce(loss) as f: found = f(model(x), y)
+    except TypeError as e: raise ValueError(
+        f"The loss {getattr(loss, '__name__', type(loss).__name__)} has no `reduction`: expected one that gives the "
+        "loss of each image. Give MaxUp a value=, a function of (model, x, y).") from e
+    return found.as_subclass(torch.Tensor).reshape(len(x), -1).mean(1)
+
 # %% ../../nbs/augment/25_callbacks.ipynb #1a7b21cd
 class MaxUp(Augment):
     "MaxUp (Gong et al. 2020): train on that one of `k` versions of each image which the model now finds hardest."
+    rated_by = None
     def __init__(
         self,
         augments,        # An `Augment` or policy, or a list to apply in turn; each version draws anew
         k=4,             # Versions of each image; raises `ValueError` below 1
-        value=max_loss,  # `value(model, x, y)` rates each image, shape (n,); MaxUp's is the loss
+        value=None,      # `value(model, x, y)` rates each image, shape (n,); by default the Learner's loss
     ):
-        if k<1: raise ValueError(f"k={k}: expected 1 or more versions of each image, such as 4.")
         self.augments = [o if isinstance(o, Augment) else Augment(o) for o in listed(augments)]
-        self.k,self.value = k,value
+        self.k,self.value = check_count('k', k),value
 
-    def _place(self, device):
-        for o in self._policies(): o.to(device)
+    def _place(self, device): [o.to(device) for o in self._policies()]
     def _policies(self): return [o for a in self.augments for o in a._policies()]
 
-    def change(self, x): return self.best(self.model, x, self.y.as_subclass(torch.Tensor))
+    def before_fit(self): super().before_fit(); self.rated_by = self.learn.loss_func
+    def change(self, x): return self.best(self.model, x, self.yb[0].as_subclass(torch.Tensor))
+
+# %% ../../nbs/augment/25_callbacks.ipynb #b2a40cd1
+@patch
+def _value(self:MaxUp, model, x, y):
+    "The Learner's loss of each image, cross-entropy without one; raises `ValueError` for a batch of several inputs."
+    if self.rated_by is None: return max_loss(model, x, y)
+    if len(self.xb)>1: raise ValueError(f"A batch has {len(self.xb)} inputs: expected images alone, since MaxUp rates "
+                                        "by model(x). Augment takes the first of several.")
+    return _loss_of_each(self.rated_by, model, x, y)
 
 # %% ../../nbs/augment/25_callbacks.ipynb #f0e8641c
 @patch
@@ -157,10 +197,9 @@ def best(
     self:MaxUp,
     model,  # The classifier that chooses
     x,      # Images (n, c, h, w) in [0, 1]
-    y,      # Labels (n,)
+    y,      # Labels (n,), or what else the loss takes
 ):
     "Of each image in `x` that one of `k` versions which has the highest value, (n, c, h, w)."
-    versions = x.repeat(self.k, 1, 1, 1)  # (k·n, c, h, w)
+    versions,value = x.repeat(self.k, 1, 1, 1),self.value or self._value  # (k·n, c, h, w)
     for o in self.augments: versions = o.change(versions)
-    values = rate_versions(model, self.scale.from_pixels(versions), y, self.value)  # (k, n)
-    return pick_versions(versions, values.argmax(0))
+    return pick_versions(versions, rate_versions(model, self.scale.from_pixels(versions), y, value).argmax(0))

@@ -24,6 +24,7 @@ from functools import partial
 from torch import nn
 
 # %% ../../nbs/augment/26_classifier.ipynb #fbd7b4e4
+from ..core.batches import check_count
 from ..core.data import Images
 from ..core.display import epoch_lines, show_images
 from ..core.files import read_image
@@ -72,6 +73,7 @@ def tensor_dls(
     device=None,   # Where the batches go, by default fastai's choice
 ):
     "fastai `DataLoaders` of two `TensorDL`s."
+    check_count('bs', bs)
     dls = DataLoaders(TensorDL(train, bs, n_steps), TensorDL(valid, valid_bs), device=device or default_device())
     dls.vocab,dls.c = train.vocab,len(train.vocab)
     return dls
@@ -195,12 +197,23 @@ def _check_callbacks(cbs):
             raise TypeError(f"cbs holds a {type(o).__name__}: expected callbacks; "
                             f"a policy becomes one by Augment(policy) or MaxUp(policy).")
 
+# %% ../../nbs/augment/26_classifier.ipynb #d2089356
+def steps_each(
+    steps,  # In all
+    epochs, # Parts at most
+):
+    "Steps of each epoch that make `steps` in all; raises `ValueError` where that cannot be."
+    epochs = min(check_count('epochs', epochs), check_count('steps', steps))
+    if steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, "
+                                      f"such as {steps//epochs*epochs}.")
+    return steps//epochs
+
 # %% ../../nbs/augment/26_classifier.ipynb #6b724906
 def train_classifier(
     splits,                # What `draw_splits` returns; F trains on its labelled images, `valid` is looked at
     cbs=None,              # Callbacks such as `Augment` or `MaxUp`; raises `TypeError` for a policy by itself
     make_model=small_cnn,  # `make_model(channels, n_classes)` returns F, whose last layer is an `nn.Linear`
-    steps=600,             # Steps of the cycle
+    steps=600,             # Steps of the cycle, a multiple of `epochs`
     epochs=5,              # Parts of the cycle; after each F is validated
     bs=64,                 # Images in a batch
     lr=1e-2,               # Highest learning rate of the cycle
@@ -209,10 +222,11 @@ def train_classifier(
 ):
     "Train F from scratch on the labelled images by one cycle of `steps`, augmented by `cbs`; returns its Learner."
     _check_callbacks(cbs)
+    n_steps = steps_each(steps, epochs)
     set_seed(seed, reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
-    dls = tensor_dls(splits.labelled, splits.valid, bs, max(1,steps//epochs), device=device)
+    dls = tensor_dls(splits.labelled, splits.valid, bs, n_steps, device=device)
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=adam(.9,.99), wd=0.,
                     metrics=accuracy, cbs=cbs)
-    epoch_lines(learn).fit_one_cycle(epochs, lr, moms=(.9,.9,.9))
+    epoch_lines(learn).fit_one_cycle(min(epochs,steps), lr, moms=(.9,.9,.9))
     return learn

@@ -25,7 +25,7 @@ from .callbacks import *
 from .classifier import *
 from .objectives import *
 from .policies import *
-from .classifier import adam
+from .classifier import adam, steps_each
 from ..core.display import epoch_lines
 
 # %% ../../nbs/augment/29_estimator.ipynb #2146aef6
@@ -83,13 +83,13 @@ def train_estimator(
 ):
     "Train E in `augmenter` to make `objective` small; `model` and G stay as they are. Returns E's Learner."
     set_seed(seed, reproducible=True)
-    dls = tensor_dls(splits.labelled, splits.holdout, bs, max(1,steps//epochs), device=device)
+    dls = tensor_dls(splits.labelled, splits.holdout, bs, steps_each(steps, epochs), device=device)
     model,augmenter = model.to(dls.device),augmenter.to(dls.device)
     labelled,tune = _whole(splits.labelled, dls.device),_whole(splits.tune, dls.device)
     loss = objective(model, *labelled, *tune, n_classes=len(splits.labelled.vocab), l2=l2)
     learn = Learner(dls, augmenter, loss, opt_func=adam(.9,.99), wd=0., cbs=[_ReadOnlyValidation(), *L(cbs)],
                     splitter=_only_estimator, metrics=_holdout_metrics(model, augmenter, splits, l2, dls.device))
-    with frozen(model, augmenter.generator): epoch_lines(learn).fit(epochs, lr)
+    with frozen(model, augmenter.generator): epoch_lines(learn).fit(min(epochs,steps), lr)
     return learn
 
 # %% ../../nbs/augment/29_estimator.ipynb #551d8765

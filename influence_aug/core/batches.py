@@ -15,6 +15,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import TensorImage
 from fastcore.basics import patch
+from numbers import Integral
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from .data import *
@@ -70,6 +71,15 @@ def _check_pair(data):
     if len(data[0])!=len(data[1]): raise ValueError(
         f"Tensors of lengths {[len(o) for o in data]}: expected a pair (images, labels) of one length.")
 
+# %% ../../nbs/core/03_batches.ipynb #f6de7921
+def check_count(
+    name,  # Of a setting
+    value, # What was given for it
+):
+    "`value`; raises `ValueError` unless it is a whole number from 1 on."
+    if isinstance(value, Integral) and value>=1: return value
+    raise ValueError(f"{name}={value!r}: expected a whole number from 1 on.")
+
 # %% ../../nbs/core/03_batches.ipynb #b2366a6a
 def _as_loader(data, bs):
     "A loader as it is, a data set in batches of `bs`; raises `ValueError` for others, and for one that drops some."
@@ -95,10 +105,12 @@ def _class_indices(y, n):
     "Labels as int64, (n,); raises `ValueError` for one-hot and for fractional ones."
     y = y.as_subclass(Tensor)
     if y.shape==(n,1): y = y[:,0]
-    if y.shape!=(n,): raise ValueError(f"Labels of shape {tuple(y.shape)} for {n} images: expected ({n},), the index "
-                                       "of a class for each. Of one-hot labels take y.argmax(1).")
+    if y.shape!=(n,): raise ValueError(
+        f"Labels of shape {tuple(y.shape)} for {n} images: expected ({n},), the index of a class for each. "
+        "Of one-hot labels take y.argmax(1); several labels an image are not supported.")
     if y.is_floating_point() and (y!=y.round()).any(): raise ValueError(
-        f"Label {y[y!=y.round()][0]:.3g}: expected class indices such as 0. and 1., no fractions.")
+        f"Label {y[y!=y.round()][0]:.3g}: expected class indices such as 0. and 1., no fractions. "
+        "Numbers to be predicted, as in a regression, are not supported.")
     return y.long()
 
 # %% ../../nbs/core/03_batches.ipynb #11a206b4
@@ -110,7 +122,7 @@ class Batches:
         device=None,  # Where batches go; by default they stay
         dtype=None,   # Type of the images; by default their own, float32 in [0, 1] for bytes
     ):
-        self.data = _readable(data, bs)
+        self.data = _readable(data, check_count('bs', bs))
         self._indexed,self._fastai = isinstance(self.data, (Images,tuple)),hasattr(self.data, 'after_batch')
         self.bs,self.device,self.dtype,self.vocab = bs,device,dtype,getattr(data, 'vocab', None)
         if not self._indexed: return
@@ -159,13 +171,33 @@ def _image_and_label(batch):
     raise ValueError(f"A batch is {found}: expected (images, labels). Give the loader a collate_fn that returns "
                      "these two, or pass a pair of tensors.")
 
+# %% ../../nbs/core/03_batches.ipynb #eac6934c
+def _read(data, seed):
+    "The batches of `data`, by steady draws; raises `ValueError` where the loader fails."
+    batches = steady(data, seed)
+    while True:
+        try: batch = next(batches, None)
+        except Exception as e: raise ValueError(
+            f"The data cannot be read ({e}): expected items (image, label) whose images are tensors of one size, as "
+            "v2.Compose([ToImage(), ToDtype(torch.float32, scale=True), Resize((64, 64))]) makes them.") from e
+        if batch is None: return
+        yield batch
+
 # %% ../../nbs/core/03_batches.ipynb #c43283ff
 @patch
 def _loaded(self:Batches, seed=0):
     "One pass over a loader, with draws that are the same each time; fastai's as it reads for validation."
     for_split = getattr(getattr(self.data, 'dataset', None), 'set_split_idx', None) if self._fastai else None
     with for_split(1) if for_split else nullcontext():
-        yield from (self._plain(*_image_and_label(b)) for b in steady(self.data, seed))
+        yield from (self._plain(*_image_and_label(b)) for b in _read(self.data, seed))
+
+# %% ../../nbs/core/03_batches.ipynb #59ff9b7a
+@patch
+def first(self:Batches):
+    "The first batch; raises `ValueError` where there is none."
+    x,y = next(iter(self), ((),()))
+    if not len(x): raise ValueError("No images: expected at least one. Split again.")
+    return x,y
 
 # %% ../../nbs/core/03_batches.ipynb #7de3924c
 @patch
@@ -182,7 +214,7 @@ def pixel_fingerprints(
     x,  # Images on the CPU, (n, …)
 ):
     "One number for each image in `x`, int64, (n,): the same for the same pixels, another for others."
-    digest = lambda o: hashlib.blake2b(o.numpy().tobytes(), digest_size=7).digest()
+    digest = lambda o: hashlib.blake2b(o.contiguous().flatten().view(torch.uint8).numpy(), digest_size=7).digest()
     return torch.tensor([int.from_bytes(digest(o), 'big') for o in x])
 
 # %% ../../nbs/core/03_batches.ipynb #1ed62feb

@@ -143,6 +143,7 @@ class Splits:
 def _draw_labelled(source, frac, n, seed):
     "Indices of labelled images in the pool: as many of each class, or the whole pool in random order."
     k,size = len(source.pool.vocab),len(source.pool)
+    if frac is not None and not 0<frac<=1: raise ValueError(f"frac={frac}: expected a share in (0, 1], such as .01.")
     if n is None: n = size if frac is None else round(frac*source.whole)
     if n==size: return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if n<k or n%k: raise ValueError(f"{n} labelled images asked for: expected a positive multiple of the {k} classes, "
@@ -170,6 +171,9 @@ def check_pixels(
     x,  # Images of any shape
 ):
     "Raise `ValueError` unless all of `x` is in [0, 1]."
+    if not x.numel(): raise ValueError(f"Images of shape {tuple(x.shape)}: expected at least one. Split again.")
+    if not x.isfinite().all(): raise ValueError(f"{(~x.isfinite()).sum()} pixels are NaN or infinite: policies expect "
+                                                "[0, 1]. Look at the data and its transforms.")
     if not (x.min()>=-1e-3 and x.max()<=1+1e-3):
         raise ValueError(f"Pixels from {x.min():.3g} to {x.max():.3g}: policies expect [0, 1]. "
                          "Normalise with fastai's Normalize as a batch transform, or inside the model, not before.")

@@ -22,7 +22,10 @@ def per_image(
     return lambda x: torch.stack([transform(o) for o in x])
 
 # %% ../../nbs/core/06_policy.ipynb #8d6e54f4
-def _as_fastai(transform):
+def _as_fastai(transform, normalize=99):
+    if transform.order>normalize: raise ValueError(
+        f"{type(transform).__name__} acts behind fastai's Normalize, on images that are no longer in [0, 1]: expected "
+        "a transform of pixels, as v2.RandomErasing(value=.5) is. Or leave it to the loader, as one of its batch_tfms.")
     return lambda x: transform(TensorImage(x), split_idx=0).as_subclass(Tensor)
 
 # %% ../../nbs/core/06_policy.ipynb #9e1630ad
@@ -57,12 +60,19 @@ def _parts(f):
     if _from('torchvision', f): return [per_image(f)]
     return [_Tried(f)]
 
+# %% ../../nbs/core/06_policy.ipynb #0933bb69
+def _dtype_of(f, x):
+    "The type of the parameters or buffers of `f`, that of `x` where there are none."
+    own = [*f.parameters(), *f.buffers()] if isinstance(f, nn.Module) else []
+    return next((o.dtype for o in own if o.is_floating_point()), x.dtype)
+
 # %% ../../nbs/core/06_policy.ipynb #a8c127db
 class _Tried:
     "A function on batches, called image by image if it is seen to draw once for a batch."
     def __init__(self, f): self.f,self.once = f,None
 
     def __call__(self, x):
+        x = x.to(_dtype_of(self.f, x))
         if self.once is None and x.std()>0: self.once = _draws_once(self.f, x)
         return torch.cat([self.f(o[None]) for o in x]) if self.once else self.f(x)
 
@@ -109,7 +119,7 @@ class Policy:
 @patch
 def __call__(self:Policy, x):
     "Each part in turn; raises `ValueError` for what cannot be augmented `x`."
-    new = x
+    new = x.to(torch.promote_types(x.dtype, torch.float32))
     for part in self.parts: new = part(new)
     _check_form(x, new)
     new = self._mended(x, new.as_subclass(Tensor).to(x))

@@ -19,9 +19,11 @@ from .solvers import *
 def check_module(
     model, # What should be an `nn.Module`
 ):
-    "Raise `TypeError` if `model` is not an `nn.Module`."
-    if isinstance(model, nn.Module): return
-    raise TypeError(f"model is a {type(model).__name__}: expected an nn.Module; of a Learner, learn.model.")
+    "Raise `TypeError` if `model` is not an `nn.Module`, `ValueError` if it has no parameters."
+    if isinstance(model, nn.Module) and any(True for _ in model.parameters()): return
+    if isinstance(model, nn.Module): raise ValueError(f"The model, a {type(model).__name__}, has no parameters: "
+                                                      "expected a classifier that ends in nn.Linear.")
+    raise TypeError(f"model is a {type(model).__name__}: expected an nn.Module, or for influence a Learner.")
 
 # %% ../../nbs/influence/11_body.ipynb #0ecaf5d8
 class _HeadInput(nn.Module):
@@ -80,12 +82,23 @@ def n_outputs(
     batches, # Of its images
 ):
     "Number of classes `model` distinguishes; raises `ValueError` if it cannot take the images."
-    x,_ = next(iter(batches))
+    x,_ = batches.first()
     try:
-        with frozen(model), torch.no_grad(): return check_scores(model(x[:2])).shape[1]
+        with frozen(model), torch.no_grad(): scores = check_scores(model(x[:2]))
     except (RuntimeError, IndexError) as e:
         raise ValueError(f"The model cannot take images of shape {tuple(x.shape[1:])} and type {x.dtype}: {e}. "
                          "Resize or convert them, or make a model that takes them.") from e
+    if scores.isfinite().all() or not x[:2].isfinite().all(): return scores.shape[1]
+    raise ValueError("The model's scores of the first images are NaN or infinite: expected finite numbers. Look at its "
+                     "weights, and at the learning rate that it was trained with.")
+
+# %% ../../nbs/influence/11_body.ipynb #4984d740
+def _check_named(model, head_layer):
+    "Raise `TypeError` for what is no model, `ValueError` for a layer that it has not."
+    check_module(model)
+    linear = [k for k,m in model.named_modules() if isinstance(m, nn.Linear)]
+    if head_layer and head_layer not in linear: raise ValueError(
+        f"head_layer={head_layer!r}: expected the name of a linear layer, among {linear}.")
 
 # %% ../../nbs/influence/11_body.ipynb #a32cb981
 def find_head(
@@ -94,7 +107,7 @@ def find_head(
     head_layer=None, # Name of the layer, where it should not be found
 ): # (its name, the layer); raises `ValueError` where the model does not return its output
     "The linear layer whose output `model` returns for `x`."
-    check_module(model)
+    _check_named(model, head_layer)
     output,runs = _linear_runs(model, x)
     check_scores(output)
     found = [(k, m, h) for k,m,h,z in runs if _returns(output, z) and head_layer in (None, k)]

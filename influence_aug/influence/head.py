@@ -296,4 +296,5 @@ def jacobian(self:HeadProblem, x):
 def values(self:HeadProblem, s, x, y):
     "s·∇l(z) for each sample, (n,), differentiable in `x`; `s` has the shape (size,)."
     with frozen(self.body): h = self.body(x).flatten(1)  # (n, d)
+    h = h.to(torch.promote_types(h.dtype, torch.float32))
     return sample_values(s.view_as(self.W).to(h), self.W.to(h), h, as_targets(y, self.targets, h))

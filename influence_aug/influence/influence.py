@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from functools import cached_property
+from numbers import Real
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 from ..core.batches import *
@@ -19,11 +20,10 @@ from .head import *
 from .solvers import *
 
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
-from ..core.batches import check_data
+from ..core.batches import check_data, mean_over
 from ..core.losses import Targeted, as_targets, loss_targets, masses, residual, set_targets
 from .body import check_module, n_outputs
 from .head import HeadProblem
-from ..core.batches import mean_over
 from .solvers import EXACT_UP_TO, dot, pick_solver
 
 # %% ../../nbs/influence/13_influence.ipynb #9d6d018e
@@ -121,7 +121,8 @@ def _check_settings(params, curvature, solver, l2, damping):
     for value,known,name in [(curvature,{'auto',*CURVATURES},'curvature'), (solver,SOLVERS,'solver')]:
         if not callable(value) and value not in known:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
-    if min(l2 or 0, damping or 0)<0: raise ValueError(f"l2={l2}, damping={damping}: expected numbers ≥ 0.")
+    if not all(o is None or isinstance(o, Real) and o>=0 for o in (l2,damping)):
+        raise ValueError(f"l2={l2!r}, damping={damping!r}: expected numbers ≥ 0.")
 
 # %% ../../nbs/influence/13_influence.ipynb #b98ea9e5
 def _trainable(model):
@@ -129,17 +130,26 @@ def _trainable(model):
     if (names := [k for k,p in model.named_parameters() if p.requires_grad]): return names
     raise ValueError("No parameter is trainable: expected some. Unfreeze the model, or name layers in params.")
 
+# %% ../../nbs/influence/13_influence.ipynb #d573ec9a
+def _tried(problem, batches):
+    "The `LayersProblem`, after it has been differentiated on two images; raises `ValueError` if it cannot be."
+    x,y = (o[:2] for o in next(iter(batches)))
+    try: problem.product(problem.theta, x, y)
+    except (NotImplementedError, RuntimeError) as e: raise ValueError(
+        f"The model cannot be differentiated forwards: {str(e).splitlines()[0]} Expected layers that can. "
+        "Name layers behind it by params=['layer'], or use params='head'.") from e
+    return problem
+
 # %% ../../nbs/influence/13_influence.ipynb #5308735d
 def _problem(infl, head_layer):
     "What `infl` differentiates; raises `ValueError` for half precision of all layers."
-    model,params = infl.model,infl.params
-    if params=='head': return HeadProblem(model, next(iter(infl.train))[0][:4], head_layer)
-    p = next(model.parameters())
+    model,params,p = infl.model,infl.params,next(infl.model.parameters())
+    if params=='head': return HeadProblem(model, infl.train.first()[0][:4], head_layer)
     if p.dtype.itemsize<4: raise ValueError(
         f"Parameters in {p.dtype} with params={params!r}: expected float32 or float64, or nothing is left of H⁻¹. "
         "Convert a copy, deepcopy(model).float(), or use params='head'.")
     curvature = CURVATURES.get(infl.curvature, infl.curvature)
-    return LayersProblem(model, _trainable(model) if params=='all' else params, curvature)
+    return _tried(LayersProblem(model, _trainable(model) if params=='all' else params, curvature), infl.train)
 
 # %% ../../nbs/influence/13_influence.ipynb #884f7b73
 def _model_and_loss(model, loss):
@@ -151,9 +161,11 @@ def _model_and_loss(model, loss):
 
 # %% ../../nbs/influence/13_influence.ipynb #10c9e527
 def _shift(l2, damping, refit):
-    "λ and δ, by default 1e-2 and 0 for a re-fitted head, else 0 and 1e-2; warns where both are 0."
+    "λ and δ, by default 1e-2 and 0 for a re-fitted head, else 0 and 1e-2; warns or raises where 0 is too little."
     defaults = (1e-2,0.) if refit else (0.,1e-2)
     pair = tuple(d if given is None else given for given,d in zip((l2,damping), defaults))
+    if refit and pair[0]==0:
+        raise ValueError("l2=0: expected more, or the head's minimum may lie at infinity. 1e-2 is a good start.")
     if not sum(pair)>0: warnings.warn("l2 and damping are both 0: H may have no inverse. damping=1e-3 is a start.")
     return pair
 

@@ -15,7 +15,7 @@ from .influence import *
 from .solvers import *
 
 # %% ../../nbs/influence/14_ranking.ipynb #9e310f38
-from ..core.batches import PixelScale
+from ..core.batches import PixelScale, check_count
 from ..core.data import check_pixels
 from ..core.losses import Targeted
 from ..core.policy import as_policy
@@ -78,16 +78,23 @@ def _interval(changes, n_boot, rng):
     means = [changes[rng.integers(0, len(changes), len(changes))].mean() for _ in range(n_boot)]
     return np.quantile(means, [.025,.975])
 
+# %% ../../nbs/influence/14_ranking.ipynb #dfb5cb7e
+def _check_range(name, pixels):
+    "Raise `ValueError` naming the set unless `pixels` are in [0, 1]."
+    try: check_pixels(pixels)
+    except ValueError as e: raise ValueError(f"In {name}: {e}") from e
+
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a01
 def _check_candidates(candidates, batches):
     "Name → `Policy`; raises `ValueError` that names the candidate which fails on a few images."
     if not isinstance(candidates, dict) or not candidates:
         raise ValueError(f"candidates={candidates!r}: expected a dict of names and functions, "
                          "such as {'mirror': lambda x: x.flip(3)}.")
-    x,y = next(iter(batches))
+    x,y = (o[:5] for o in batches.first())
+    _check_range('train', batches.scale.to_pixels(x))
     def checked(k, f):
-        try: list(Augmented([(x[:5],y[:5])], as_policy(f), scale=batches.scale))
-        except Exception as e: raise ValueError(f"Candidate {k!r} failed on {len(x[:5])} images: {e}") from e
+        try: list(Augmented([(x,y)], as_policy(f), scale=batches.scale))
+        except Exception as e: raise ValueError(f"Candidate {k!r} failed on {len(x)} images: {e}") from e
         return as_policy(f)
     return {k: checked(k, f) for k,f in candidates.items()}
 
@@ -106,9 +113,7 @@ def _check_both(train, valid):
     if any(not torch.equal(*(torch.as_tensor(o).cpu() for o in pair)) for pair in zip(one, other)): raise ValueError(
         "train and valid are normalised in different ways: expected the same Normalize in both loaders, or in none.")
     for name,batches in (('train',train), ('valid',valid)):
-        for x,_ in batches:
-            try: check_pixels(one.to_pixels(x))
-            except ValueError as e: raise ValueError(f"In {name}: {e}") from e
+        for x,_ in batches: _check_range(name, one.to_pixels(x))
 
 # %% ../../nbs/influence/14_ranking.ipynb #c54e2ef8
 def _ranked(effects, n_boot, rng, idle=()):
@@ -137,7 +142,8 @@ def rank_augmentations(
 )->pd.DataFrame:   # Predicted change with its interval from `low` to `high`, verdict, and first order
     "Predicted change of validation loss for each candidate, best first; raises `ValueError` naming one that fails."
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
-    if not (draws>=1 and draws==int(draws)): raise ValueError(f"draws={draws}: expected a whole number from 1 on.")
+    if not isinstance(seed, int): raise ValueError(f"seed={seed!r}: expected a whole number, such as 0.")
+    for name,value in (('draws',draws), ('n_boot',n_boot)): check_count(name, value)
     policies = _check_candidates(candidates, Batches(train, bs))
     infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer, loss=loss)
     _check_both(infl.train, infl.valid)

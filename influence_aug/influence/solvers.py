@@ -132,7 +132,8 @@ def __call__(self:FlatModel, theta, x):
     "Logits, (n, K), of inputs `x`, (n, …), with the parameters `theta`, (size,), in eval mode."
     parts = zip(self.named.items(), theta.split([p.numel() for p in self.named.values()]))
     own = {k: o.view_as(p) for (k,p),o in parts}
-    with eval_mode(self.model): return functional_call(self.model, {**self.others, **own}, (x,))
+    with eval_mode(self.model), differentiable(self.model):
+        return functional_call(self.model, {**self.others, **own}, (x,))
 
 # %% ../../nbs/influence/10_solvers.ipynb #0e8d0329
 @patch
