@@ -355,11 +355,17 @@ def by_hand(a): a = 4*a-2; a[0, 0, 0], a[0, 0, 1] = -2, 2; return a
 def trained(): return train_classifier(splits(), steps=2, epochs=1)
 
 
-def exported():
+def exported(dtype=torch.float32):
     with tempfile.TemporaryDirectory() as d:
         learn = trained()
+        learn.model.to(dtype)
         learn.export(Path(d)/'learn.pkl')
-        assert torch.allclose(load_learner(Path(d)/'learn.pkl').predict(TRAIN[0][0])[2], learn.predict(TRAIN[0][0])[2])
+        again = load_learner(Path(d)/'learn.pkl')
+    assert all(torch.equal(p, q) and p.dtype == dtype for p, q in zip(again.model.parameters(), learn.model.parameters()))
+    if dtype == torch.float32: assert torch.allclose(again.predict(TRAIN[0][0])[2], learn.predict(TRAIN[0][0])[2])
+
+
+def mixed(kind): fit(getattr(learner(CrossEntropyLossFlat(), cbs=[noisy()]), kind)())
 
 
 def erased(): fit(learner(F.cross_entropy, cbs=[noisy()], after_batch=[Normalize.from_stats([.5], [.25], cuda=False), RandomErasing(p=1.)]))
@@ -372,7 +378,7 @@ FASTAI = [
     ('Augment and MaxUp with a regression', lambda: (regression(noisy()), regression(hardest()))), ('AddTarget with a regression', lambda: regression(AddTarget(images(*VALID)))), ('Augment with masks', lambda: masks(noisy())),
     ('MaxUp with a loss that gives a mean only', lambda: fit(learner(lambda z, y: F.cross_entropy(z, y), cbs=[hardest()]))), ('AddTarget of another size', lambda: fit(learner(F.cross_entropy, cbs=[AddTarget(images(*tiny(6, size=6)))]))),
     ('Augment of pixels that are normalised by hand', lambda: fit(learner(F.cross_entropy, [(TensorImage(by_hand(a)), b) for a, b in zip(*TRAIN)], cbs=[noisy()]))),
-    ('export and load_learner', exported), ('tta(batch_tfms=…)', lambda: trained().tta(batch_tfms=aug_transforms())), ('predict for another size', lambda: trained().predict(torch.zeros(1, 20, 20))),
+    ('export and load_learner', exported), ('export in bfloat16', lambda: exported(torch.bfloat16)), ('to_fp16, to_bf16', lambda: (mixed('to_fp16'), mixed('to_bf16'))), ('tta(batch_tfms=…)', lambda: trained().tta(batch_tfms=aug_transforms())), ('predict for another size', lambda: trained().predict(torch.zeros(1, 20, 20))),
 ]
 
 # files

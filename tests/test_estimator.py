@@ -179,3 +179,14 @@ def test_a_shared_estimator_does_not_look():
         torch.manual_seed(0)
         taus.append(E(x))
     assert torch.equal(*taus) and taus[0].mean() > .4
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_the_type_of_the_weights_is_kept(dtype, tmp_path):
+    augmenter = Augmenter(load_generator('mnist'), StochasticEstimator).to(dtype)
+    augmenter.save(tmp_path/'a.safetensors')
+    again, x = Augmenter.load(tmp_path/'a.safetensors'), torch.rand(4, 1, 28, 28).to(dtype)
+    torch.manual_seed(0)
+    expected = augmenter(x)
+    torch.manual_seed(0)
+    assert torch.equal(again(x), expected) and {p.dtype for p in again.parameters()} == {dtype}

@@ -160,7 +160,7 @@ def _checksum(tensors):
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f'{name} {tuple(tensors[name].shape)}'.encode())
-        digest.update(tensors[name].numpy().tobytes())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../../nbs/augment/22_augmenter.ipynb #a9d5cf01
@@ -213,7 +213,7 @@ def _module(path, spec, weights):
     wrong = {n for n,_ in shapes(weights)^shapes(res.state_dict())}
     if wrong: raise ValueError(f"{path} does not fit a {kind} of {config}: {sorted(wrong)} missing, unknown or of "
                                f"another shape. It may come from another version.")
-    res.load_state_dict(weights)
+    res.load_state_dict(weights, assign=True)
     return res
 
 # %% ../../nbs/augment/22_augmenter.ipynb #e3b2a74f
