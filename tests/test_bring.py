@@ -26,7 +26,8 @@ from fastai.vision.all import CutMix, MixUp, RandomErasing, TensorImage, TensorM
 from fastai.vision.augment import Rotate
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -142,6 +143,33 @@ def spoiled(model, value):
 def frozen_all(model): return model.requires_grad_(False)
 
 
+class Doubled(nn.Linear):
+    def forward(self, x): return 2*super().forward(x)
+
+
+class Functional(nn.Module):
+    def __init__(self): super().__init__(); self.body, self.weight = nn.Linear(64, 8), nn.Parameter(torch.ones(3, 8))
+    def forward(self, x): return F.linear(self.body(x.flatten(1)).tanh(), self.weight)
+
+
+class Shared(nn.Module):
+    """One layer in two places, and one weight in two layers."""
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+        self.b.weight, self.again = self.a.weight, self.a
+    def forward(self, x): return self.head(self.b(self.again(self.a(x.flatten(1)).tanh()).tanh()).tanh())
+
+
+def shared_layers():
+    model = Shared()
+    Influence(model, TRAIN, VALID, 'all', damping=1.)
+    assert all(isinstance(p, nn.Parameter) for p in model.parameters()) and model.b.weight is model.again.weight
+    return model
+
+
+def normed(norm): torch.manual_seed(0); return nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 8)), nn.Tanh(), nn.Linear(8, 3))
 def transformer(): return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
 def seeded(make): torch.manual_seed(0); return make()
 
@@ -156,7 +184,11 @@ MODELS = [
     ("GRU, params='all'", lambda: values_agree(seeded(lambda: Rows(nn.GRU(8, 8, batch_first=True))), params='all')),
     ("attention, params='all'", lambda: values_agree(seeded(lambda: Rows(transformer())), params='all')),
     ("ViT, params='all'", lambda: values_agree(seeded(lambda: torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=3)), 3, 32, params='all')),
+    ("layers that share weights, params='all'", lambda: values_agree(shared_layers(), params='all')), ('torch.compile', lambda: same_as_tensors(TRAIN, model=torch.compile(net(), backend='eager'))), ('DataParallel', lambda: same_as_tensors(TRAIN, model=nn.DataParallel(net()))),
+    ('a body with weight_norm, spectral_norm', lambda: (values_agree(normed(weight_norm)), values_agree(normed(spectral_norm)))),
     ("part frozen, params='all'", lambda: values_agree(nn.Sequential(frozen_all(net()[:3]), nn.Linear(8, 3)), params='all')),
+    ('a linear layer with a forward of its own', lambda: rank(nn.Sequential(net()[:3], Doubled(8, 3)))), ('TorchScript', lambda: rank(torch.jit.script(net()))), ('lazy layers that have not run', lambda: rank(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))),
+    ('a head without a layer, by F.linear', lambda: rank(Functional())), ("weight_norm, params='all'", lambda: Influence(normed(weight_norm), TRAIN, VALID, 'all')),
     ('logits scaled after the head', lambda: rank(Headed(lambda z: 2*z))), ('softmax at the end', lambda: rank(Headed(lambda z: z.softmax(1)))),
     ('several outputs', lambda: rank(Two())), ('a dict of outputs', lambda: rank(Headed(lambda z: dict(logits=z)))), ('one output', lambda: rank(Headed(lambda z: z[:, 0]))),
     ('a convolution as the head', lambda: rank(nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()))), ('scores for each row', lambda: rank(nn.Sequential(nn.Flatten(2), nn.Linear(64, 3)))),
@@ -197,7 +229,7 @@ LOSSES = [
         ('focal', FocalLossFlat()), ('binary cross-entropy', BCEWithLogitsLossFlat()), ('mean squared error', MSELossFlat()), ('margin', nn.MultiMarginLoss()), ('negative log-likelihood', nn.NLLLoss()),
         ('a sum instead of a mean', nn.CrossEntropyLoss(reduction='sum')), ('no reduction', nn.CrossEntropyLoss(reduction='none')), ('a class that derives from cross-entropy', Squared()),
         ('weights of other classes', nn.CrossEntropyLoss(torch.ones(4))), ('negative weights', nn.CrossEntropyLoss(-WEIGHT)), ('an index that is ignored', nn.CrossEntropyLoss(ignore_index=1)),
-        ('with a penalty', lambda z, y: F.cross_entropy(z, y)+z.square().mean()), ('weights and smoothing of fastai, weighed apart', LabelSmoothingCrossEntropyFlat(eps=.1, weight=WEIGHT)),
+        ('weights inside a function', lambda z, y: F.cross_entropy(z, y, weight=WEIGHT)), ('weighted, divided by the number of samples', lambda z, y: (F.cross_entropy(z, y, reduction='none')*WEIGHT[y]).mean()), ('with a penalty', lambda z, y: F.cross_entropy(z, y)+z.square().mean()), ('weights and smoothing of fastai, weighed apart', LabelSmoothingCrossEntropyFlat(eps=.1, weight=WEIGHT)),
         ('a name', 'cross_entropy')]],
 ]
 
@@ -249,6 +281,7 @@ DATA = [
     ('one that shuffles', lambda: same_as_tensors(DataLoader(TensorDataset(*TRAIN), 7, shuffle=True))), ('one with workers', lambda: same_as_tensors(DataLoader(TensorDataset(*TRAIN), 7, num_workers=2))),
     ('a bare Dataset', lambda: same_as_tensors(Pairs(*TRAIN))), ('a stream (IterableDataset)', lambda: same_as_tensors(DataLoader(Stream(), 7))), ('a Subset', part_only),
     ("fastai's loaders", lambda: same_as_tensors(learner(F.cross_entropy).dls.train, learner(F.cross_entropy).dls.valid)), ("fastai's loaders with Normalize", normalised_agrees),
+    ('a batch sampler', lambda: same_as_tensors(DataLoader(TensorDataset(*TRAIN), batch_sampler=BatchSampler(range(30), 7, False)))), ('labels as int8', lambda: same_as_tensors((TRAIN[0], TRAIN[1].to(torch.int8)))), ('nested lists', lambda: same_as_tensors(tuple(o.tolist() for o in TRAIN))),
     ('labels as floats 0., 1., 2.', lambda: same_as_tensors((TRAIN[0], TRAIN[1].float()))), ('labels of shape (n, 1)', lambda: same_as_tensors((TRAIN[0], TRAIN[1][:, None]))),
     ('one-hot labels', lambda: rank(train=(TRAIN[0], F.one_hot(TRAIN[1])))), ('several labels an image', lambda: rank(train=(TRAIN[0], torch.ones(30, 3)))),
     ('fractional labels', lambda: rank(train=(TRAIN[0], TRAIN[1]+.5))), ('labels from 1', lambda: rank(train=(TRAIN[0], TRAIN[1]+1))), ('negative labels', lambda: rank(train=(TRAIN[0], TRAIN[1]-1))),
@@ -257,6 +290,8 @@ DATA = [
     ('batches that are dicts', lambda: rank(train=DataLoader([dict(image=a, label=b) for a, b in zip(*TRAIN)], 7))), ('images of Pillow in a Dataset', lambda: rank(train=Pairs([Image.new('L', (8, 8))]*30, TRAIN[1]))),
     ('a generator', lambda: rank(train=zip(*TRAIN))), ('both loaders at once', lambda: rank(train=learner(F.cross_entropy).dls)), ('a Learner as data', lambda: rank(train=learner(F.cross_entropy))),
     ('a path', lambda: rank(train=Path('pictures'))), ('a number', lambda: rank(train=5)), ('a dict', lambda: rank(train=dict(x=TRAIN[0], y=TRAIN[1]))), ('nothing', lambda: rank(train=None)),
+    ('labels as text', lambda: rank(train=(TRAIN[0], list('abc')*10))), ('channels last', lambda: rank(train=(TRAIN[0].permute(0, 2, 3, 1), TRAIN[1]))), ('images without a channel', lambda: rank(train=(TRAIN[0][:, 0], TRAIN[1]))),
+    ('a batch sampler that drops its last batch', lambda: rank(train=DataLoader(TensorDataset(*TRAIN), batch_sampler=BatchSampler(range(30), 7, True)))), ('pairs in a list', lambda: rank(train=list(zip(*TRAIN)))),
     ('a loader that drops its last batch', lambda: rank(train=DataLoader(TensorDataset(*TRAIN), 7, drop_last=True))), ('no training images', lambda: rank(train=tuple(o[:0] for o in TRAIN))),
     ('no validation images', lambda: rank(valid=tuple(o[:0] for o in VALID))), ('the same images in both', lambda: rank(valid=TRAIN)),
     ('pixels from 0 to 255 as floats', lambda: rank(train=(255*TRAIN[0], TRAIN[1]))), ('the same in validation', lambda: rank(valid=(255*VALID[0], VALID[1]))), ('pixels already normalised', lambda: rank(train=((TRAIN[0]-.5)/.25, TRAIN[1]))),
@@ -319,7 +354,7 @@ TRANSFORMS = [
 # settings
 
 SETTINGS = [(what, run) for what, run in [
-    ('share=0', lambda: rank(share=0)), ('share=1.5', lambda: rank(share=1.5)), ('draws=0', lambda: rank(draws=0)), ('draws=1.5', lambda: rank(draws=1.5)), ('l2=0', lambda: rank(l2=0)), ('l2=-1', lambda: rank(l2=-1.)), ("l2='small'", lambda: rank(l2='small')),
+    ('share=0', lambda: rank(share=0)), ('share=1.5', lambda: rank(share=1.5)), ('draws=0', lambda: rank(draws=0)), ('draws=1.5', lambda: rank(draws=1.5)), ('l2=0', lambda: rank(l2=0)), ('l2=inf', lambda: rank(l2=float('inf'))), ('l2=-1', lambda: rank(l2=-1.)), ("l2='small'", lambda: rank(l2='small')),
     ('bs=0', lambda: rank(bs=0)), ('n_boot=0', lambda: rank(n_boot=0)), ('seed=None', lambda: rank(seed=None)), ("params='body'", lambda: Influence(net(), TRAIN, VALID, 'body')), ("solver='magic'", lambda: Influence(net(), TRAIN, VALID, solver='magic')),
     ("curvature='fisher'", lambda: Influence(net(), TRAIN, VALID, curvature='fisher')), ('damping=-1', lambda: Influence(net(), TRAIN, VALID, damping=-1.)), ('values before fit', lambda: Influence(net(), TRAIN, VALID).values(*TRAIN)),
     ('Augment(p=1.5)', lambda: Augment(lambda x: x, 1.5)), ('MaxUp(k=0)', lambda: MaxUp(lambda x: x, 0)), ('MaxUp(k=2.5)', lambda: MaxUp(lambda x: x, 2.5)), ('AddTarget(share=1)', lambda: AddTarget(images(*VALID), 1.)), ('AddTarget of nothing', lambda: AddTarget(images(*VALID)[:0])),

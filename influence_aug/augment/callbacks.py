@@ -16,7 +16,7 @@ from fastcore.foundation import L
 # %% ../../nbs/augment/25_callbacks.ipynb #68ecc9b1
 from ..core.modes import *
 from ..core.batches import PixelScale, acting_scale, check_count, pixel_scale
-from ..core.data import check_pixels
+from ..core.data import check_images, check_pixels
 from ..core.policy import as_policy
 from ..influence.solvers import *
 from .objectives import *
@@ -44,6 +44,7 @@ def _images(cb):
     if any(isinstance(y, (TensorMask,TensorBBox,TensorPoint)) for y in cb.yb): raise ValueError(
         f"The targets are of type {type(cb.yb[0]).__name__}: expected labels of whole images. "
         "A policy moves images and would leave such targets where they are; use fastai's batch_tfms, which move both.")
+    check_images(cb.xb[0])
     return cb.xb[0]
 
 # %% ../../nbs/augment/25_callbacks.ipynb #35f9185d

@@ -84,10 +84,17 @@ def check_count(
 def _as_loader(data, bs):
     "A loader as it is, a data set in batches of `bs`; raises `ValueError` for others, and for one that drops some."
     if isinstance(data, Dataset): return DataLoader(data, bs)
-    if getattr(data, 'drop_last', False): raise ValueError(
+    if any(getattr(o, 'drop_last', False) for o in (data, getattr(data, 'batch_sampler', None))): raise ValueError(
         "This DataLoader drops its last batch: expected all samples. Make it with drop_last=False.")
     if hasattr(data, '__iter__') and not isinstance(data, dict): return data
     raise ValueError(f"A {type(data).__name__} is no data: expected a DataLoader, Images, or a pair of tensors.")
+
+# %% ../../nbs/core/03_batches.ipynb #ba671f74
+def _as_tensors(pair):
+    try: return tuple(torch.as_tensor(o) for o in pair)
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(
+        f"A pair of {' and '.join(type(o).__name__ for o in pair)} is no pair of tensors ({e}): expected numbers, "
+        "labels as the indices of classes. Of names take [vocab.index(o) for o in names].") from e
 
 # %% ../../nbs/core/03_batches.ipynb #b90bd21d
 def _readable(data, bs):
@@ -96,7 +103,7 @@ def _readable(data, bs):
     if isinstance(data, Subset) and isinstance(data.dataset, Images): data = data.dataset[torch.tensor(data.indices)]
     data = getattr(data, 'whole', data)
     if isinstance(data, (tuple,list,Tensor)): _check_pair(data)
-    if isinstance(data, (tuple,list)): return tuple(torch.as_tensor(o) for o in data)
+    if isinstance(data, (tuple,list)): return _as_tensors(data)
     if hasattr(data, 'after_batch'): return data.new(shuffle=False, drop_last=False)
     return data if isinstance(data, Images) else _as_loader(data, bs)
 

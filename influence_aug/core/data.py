@@ -166,6 +166,16 @@ def draw_splits(
     tune,holdout = stratified_halves(valid.y, seed)
     return Splits(pool[labelled], pool[rest], valid[tune], valid[holdout], source.test, source, seed)
 
+# %% ../../nbs/core/01_data.ipynb #7494cbb5
+def check_images(
+    x,  # What should be images (n, c, h, w)
+):
+    "Raise `ValueError` unless `x` has four dimensions, the channels second."
+    if x.ndim==3: raise ValueError(f"Images of shape {tuple(x.shape)}: expected (n, c, h, w). Take x[:,None].")
+    if x.ndim!=4: raise ValueError(f"Images of shape {tuple(x.shape)}: expected (n, c, h, w).")
+    if x.shape[3] in (1,3,4) and x.shape[1]>4: raise ValueError(
+        f"Images of shape {tuple(x.shape)}: expected the channels second. Take x.permute(0,3,1,2).")
+
 # %% ../../nbs/core/01_data.ipynb #2cd1d243
 def check_pixels(
     x,  # Images of any shape

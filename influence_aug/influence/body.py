@@ -7,9 +7,11 @@ __all__ = ['find_head', 'split_head', 'features']
 
 # %% ../../nbs/influence/11_body.ipynb #8c3aba19
 import numpy as np, tempfile, torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from ..core.modes import *
 from ..core.batches import *
 from ..core.display import *
@@ -20,7 +22,10 @@ def check_module(
     model, # What should be an `nn.Module`
 ):
     "Raise `TypeError` if `model` is not an `nn.Module`, `ValueError` if it has no parameters."
-    if isinstance(model, nn.Module) and any(True for _ in model.parameters()): return
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    if any(isinstance(p, UninitializedParameter) for p in parameters): raise ValueError(
+        "The model has lazy layers that have not seen an image: expected one that has run. Call model(images) once.")
+    if parameters: return
     if isinstance(model, nn.Module): raise ValueError(f"The model, a {type(model).__name__}, has no parameters: "
                                                       "expected a classifier that ends in nn.Linear.")
     raise TypeError(f"model is a {type(model).__name__}: expected an nn.Module, or for influence a Learner.")
@@ -42,11 +47,10 @@ class _HeadInput(nn.Module):
 
 # %% ../../nbs/influence/11_body.ipynb #18a65271
 def _linear_runs(model, x):
-    "What `model` returns for `x`, and (name, layer, input, output) of each linear layer that ran, in order."
-    runs,hooks = [],[]
-    for k,m in model.named_modules():
-        if not isinstance(m, nn.Linear): continue
-        hooks.append(m.register_forward_hook(lambda m, i, o, k=k: runs.append((k, m, i[0], o))))
+    "What `model` returns for `x`, and (name, layer, input h, Wh + b) of each linear layer that ran, in order."
+    runs,linear = [],[(k,m) for k,m in model.named_modules() if isinstance(m, nn.Linear)]
+    def keep(k): return lambda m, i, _: runs.append((k, m, i[0], F.linear(i[0], m.weight, m.bias)))
+    hooks = [m.register_forward_hook(keep(k)) for k,m in linear]
     try:
         with frozen(model), torch.no_grad(): return model(x),runs
     finally:

@@ -121,7 +121,7 @@ def _check_settings(params, curvature, solver, l2, damping):
     for value,known,name in [(curvature,{'auto',*CURVATURES},'curvature'), (solver,SOLVERS,'solver')]:
         if not callable(value) and value not in known:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
-    if not all(o is None or isinstance(o, Real) and o>=0 for o in (l2,damping)):
+    if not all(o is None or isinstance(o, Real) and 0<=o<float('inf') for o in (l2,damping)):
         raise ValueError(f"l2={l2!r}, damping={damping!r}: expected numbers ≥ 0.")
 
 # %% ../../nbs/influence/13_influence.ipynb #b98ea9e5

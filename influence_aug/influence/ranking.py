@@ -16,7 +16,7 @@ from .solvers import *
 
 # %% ../../nbs/influence/14_ranking.ipynb #9e310f38
 from ..core.batches import PixelScale, check_count
-from ..core.data import check_pixels
+from ..core.data import check_images, check_pixels
 from ..core.losses import Targeted
 from ..core.policy import as_policy
 from ..core.randomness import own_randomness
@@ -81,7 +81,7 @@ def _interval(changes, n_boot, rng):
 # %% ../../nbs/influence/14_ranking.ipynb #dfb5cb7e
 def _check_range(name, pixels):
     "Raise `ValueError` naming the set unless `pixels` are in [0, 1]."
-    try: check_pixels(pixels)
+    try: check_images(pixels); check_pixels(pixels)
     except ValueError as e: raise ValueError(f"In {name}: {e}") from e
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a01

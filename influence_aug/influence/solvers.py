@@ -13,7 +13,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import noop, patch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import grad, jvp, vjp, vmap
 from ..core.batches import *
 from ..core.batches import mean_over
 from ..core.losses import masses
@@ -133,7 +133,7 @@ def __call__(self:FlatModel, theta, x):
     parts = zip(self.named.items(), theta.split([p.numel() for p in self.named.values()]))
     own = {k: o.view_as(p) for (k,p),o in parts}
     with eval_mode(self.model), differentiable(self.model):
-        return functional_call(self.model, {**self.others, **own}, (x,))
+        return call_with(self.model, {**self.others, **own}, x)
 
 # %% ../../nbs/influence/10_solvers.ipynb #0e8d0329
 @patch

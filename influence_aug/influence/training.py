@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing import Callable, NamedTuple
 from ..core.modes import *
@@ -76,7 +76,7 @@ class _InTraining:
     def __call__(self, theta, x):
         parts = theta.split([s.numel() for s in self.shapes.values()])
         own = {k: o.view(s) for (k,s),o in zip(self.shapes.items(), parts)}
-        return functional_call(self.model, {**own, **{k: b.clone() for k,b in self.model.named_buffers()}}, (x,))
+        return call_with(self.model, {**own, **{k: b.clone() for k,b in self.model.named_buffers()}}, x)
 
 # %% ../../nbs/influence/15_training.ipynb #a01493e6
 class Training:
@@ -276,7 +276,8 @@ class Backward:
 def _saved(self:Backward):
     "Write where we are aside, and put it into place."
     aside = self.path.with_suffix('.tmp')
-    torch.save(dict(run=self.of_run, t=self.t, adjoint=list(self.adjoint), weights=self.weights, others=self.others), aside)
+    found = dict(adjoint=list(self.adjoint), weights=self.weights, others=self.others)
+    torch.save(dict(run=self.of_run, t=self.t, **found), aside)
     aside.replace(self.path)
 
 # %% ../../nbs/influence/15_training.ipynb #648ff549
