@@ -26,6 +26,7 @@ from fastai.vision.all import CutMix, MixUp, RandomErasing, TensorImage, TensorM
 from fastai.vision.augment import Rotate
 from PIL import Image
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 from torchvision import transforms as v1
@@ -147,6 +148,34 @@ class Doubled(nn.Linear):
     def forward(self, x): return 2*super().forward(x)
 
 
+class Beside(nn.Module):
+    def __init__(self): super().__init__(); self.body, self.head = net()[:3], net()[3]
+    def forward(self, x):
+        z = self.head(self.body(x))
+        self.other = self.head(self.body(x.flip(2)))
+        return z
+
+
+class Random(Beside):
+    def forward(self, x): return self.head(F.dropout(self.body(x)))
+
+
+def has_run():
+    model = torch.compile(net(), backend='eager')
+    model(TRAIN[0])
+    return model
+
+
+def pruned():
+    model = net()
+    prune.l1_unstructured(model[1], 'weight', .5)
+    with torch.no_grad(): model(TRAIN[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        Influence(model, TRAIN, VALID, 'all', damping=1.).fit()
+    deepcopy(model)
+
+
 class Functional(nn.Module):
     def __init__(self): super().__init__(); self.body, self.weight = nn.Linear(64, 8), nn.Parameter(torch.ones(3, 8))
     def forward(self, x): return F.linear(self.body(x.flatten(1)).tanh(), self.weight)
@@ -189,6 +218,8 @@ MODELS = [
     ("part frozen, params='all'", lambda: values_agree(nn.Sequential(frozen_all(net()[:3]), nn.Linear(8, 3)), params='all')),
     ('a linear layer with a forward of its own', lambda: rank(nn.Sequential(net()[:3], Doubled(8, 3)))), ('TorchScript', lambda: rank(torch.jit.script(net()))), ('lazy layers that have not run', lambda: rank(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))),
     ('a head without a layer, by F.linear', lambda: rank(Functional())), ("weight_norm, params='all'", lambda: Influence(normed(weight_norm), TRAIN, VALID, 'all')),
+    ('a head that runs once more beside', lambda: same_as_tensors(TRAIN, model=Beside())), ('a model that torch.compile has run', lambda: same_as_tensors(TRAIN, model=has_run())), ("a pruned layer, params='all'", lambda: pruned()),
+    ('random in eval mode', lambda: rank(Random())), ('scores that depend on the batch', lambda: rank(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)))),
     ('logits scaled after the head', lambda: rank(Headed(lambda z: 2*z))), ('softmax at the end', lambda: rank(Headed(lambda z: z.softmax(1)))),
     ('several outputs', lambda: rank(Two())), ('a dict of outputs', lambda: rank(Headed(lambda z: dict(logits=z)))), ('one output', lambda: rank(Headed(lambda z: z[:, 0]))),
     ('a convolution as the head', lambda: rank(nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()))), ('scores for each row', lambda: rank(nn.Sequential(nn.Flatten(2), nn.Linear(64, 3)))),
@@ -318,6 +349,15 @@ def half_agrees(dtype):
     assert (turned(x.to(dtype)).float()-torch.rot90(x, 1, (2, 3))).abs().max() < .01
 
 
+def verdicts_agree(): assert rank(candidates={'it': lambda x: x.mul_(.5)}).verdict.tolist() == rank(candidates={'it': lambda x: x*.5}).verdict.tolist()
+
+
+def common_angle():
+    x, turn = torch.zeros(64, 1, 16, 16), v2.RandomRotation(30)
+    x[..., 8, :] = 1
+    assert len((Policy(lambda x: (turn(x)+.02*torch.rand_like(x)).clamp(0, 1))(x) > .35).flatten(1).unique(dim=0)) > 20
+
+
 def now_and_then(x):
     x = x.clone()
     x[torch.rand(len(x)) < .002] = torch.nan
@@ -343,6 +383,8 @@ TRANSFORMS = [
     ('nn.Sequential', lambda: own_draws(nn.Sequential(v1.RandomRotation(30)))), ('a list', lambda: own_draws([v2.RandomRotation(30), lambda x: x])), ('RandAugment, TrivialAugmentWide', lambda: (own_draws(v2.RandAugment(), 3), own_draws(v2.TrivialAugmentWide(), 3))),
     ('kornia', lambda: own_draws(K.RandomRotation(30., p=1.))), ('albumentations', lambda: own_draws(albumentations.Rotate((-30, 30), p=1.))), ("fastai's", lambda: own_draws(Rotate(30, p=1.))), ("fastai's aug_transforms()", lambda: own_draws(aug_transforms(max_rotate=30, p_affine=1.))),
     ('a function of a batch that draws once', lambda: own_draws(lambda x: v1.functional.rotate(x, float(torch.empty(1).uniform_(-30, 30))))), ('nn.Dropout', lambda: own_draws(nn.Dropout(.2))), ('an Augmenter of this library', lambda: own_draws(random_tau(load_generator('mnist')), size=28)),
+    ('one that works in place', lambda: np.testing.assert_array_equal(rank(candidates={'it': lambda x: x.mul_(.5)}).drop(columns='verdict'), rank(candidates={'it': lambda x: x*.5}).drop(columns='verdict')) or verdicts_agree()),
+    ('a draw for the batch beside noise of each pixel', common_angle), ('albumentations, the same again with one seed', lambda: np.testing.assert_array_equal(*(rank(candidates={'it': albumentations.GaussNoise(p=1.)}).predicted for _ in range(2)))),
     ('images in float16, bfloat16', lambda: (half_agrees(torch.float16), half_agrees(torch.bfloat16))), ('a rare image that is not finite', broken_rarely),
     *[(what, lambda f=f: rank(candidates={'it': f})) for what, f in [
         ('v2.Normalize', v2.Normalize([.5], [.1])), ('another size', v2.Resize(6)), ('another size, from a module', Cut()), ('another number of channels', lambda x: x.repeat(1, 3, 1, 1)), ('bytes', lambda x: (255*x).byte()), ('an array', lambda x: x.numpy()),
@@ -355,12 +397,24 @@ TRANSFORMS = [
 
 SETTINGS = [(what, run) for what, run in [
     ('share=0', lambda: rank(share=0)), ('share=1.5', lambda: rank(share=1.5)), ('draws=0', lambda: rank(draws=0)), ('draws=1.5', lambda: rank(draws=1.5)), ('l2=0', lambda: rank(l2=0)), ('l2=inf', lambda: rank(l2=float('inf'))), ('l2=-1', lambda: rank(l2=-1.)), ("l2='small'", lambda: rank(l2='small')),
-    ('bs=0', lambda: rank(bs=0)), ('n_boot=0', lambda: rank(n_boot=0)), ('seed=None', lambda: rank(seed=None)), ("params='body'", lambda: Influence(net(), TRAIN, VALID, 'body')), ("solver='magic'", lambda: Influence(net(), TRAIN, VALID, solver='magic')),
+    ('bs=0', lambda: rank(bs=0)), ('n_boot=0', lambda: rank(n_boot=0)), ('seed=None', lambda: rank(seed=None)), ('seed=-1', lambda: rank(seed=-1)), ('values of labels of shape (n, 1), bytes', lambda: values_as_read()), ('values of labels beyond the classes', lambda: Influence(net(), TRAIN, VALID).fit().values(TRAIN[0], TRAIN[1]+1)),
+    ('one validation image gives no verdict', lambda: one_image()), ('draw_splits where a class has no image', lambda: draw_splits(without_one())), ('train_classifier of a Source', lambda: train_classifier(source())),
+    ('train_classifier(make_model=a model)', lambda: train_classifier(splits(), make_model=net())), ("params='body'", lambda: Influence(net(), TRAIN, VALID, 'body')), ("solver='magic'", lambda: Influence(net(), TRAIN, VALID, solver='magic')),
     ("curvature='fisher'", lambda: Influence(net(), TRAIN, VALID, curvature='fisher')), ('damping=-1', lambda: Influence(net(), TRAIN, VALID, damping=-1.)), ('values before fit', lambda: Influence(net(), TRAIN, VALID).values(*TRAIN)),
     ('Augment(p=1.5)', lambda: Augment(lambda x: x, 1.5)), ('MaxUp(k=0)', lambda: MaxUp(lambda x: x, 0)), ('MaxUp(k=2.5)', lambda: MaxUp(lambda x: x, 2.5)), ('AddTarget(share=1)', lambda: AddTarget(images(*VALID), 1.)), ('AddTarget of nothing', lambda: AddTarget(images(*VALID)[:0])),
     ('a policy where callbacks are expected', lambda: train_classifier(splits(), lambda x: x)), ('train_classifier(steps=7)', lambda: train_classifier(splits(), steps=7)), ('train_classifier(steps=0)', lambda: train_classifier(splits(), steps=0)), ('train_classifier(epochs=0)', lambda: train_classifier(splits(), epochs=0)), ('train_classifier(bs=0)', lambda: train_classifier(splits(), bs=0)),
     ('draw_splits(n=0)', lambda: draw_splits(source(), n=0)), ('draw_splits(n=7)', lambda: draw_splits(source(), n=7)), ('draw_splits(n=3000)', lambda: draw_splits(source(), n=3000)), ('draw_splits(frac=2)', lambda: draw_splits(source(), frac=2.)), ('draw_splits of tensors', lambda: draw_splits(TRAIN)),
 ]]
+
+
+def values_as_read():
+    infl = Influence(net(), TRAIN, VALID).fit()
+    x, y = (255*TRAIN[0][:3]).round().byte(), TRAIN[1][:3]
+    assert torch.allclose(infl.values(x, y[:, None]), infl.values(x/255, y)) and torch.allclose(infl.newton_if_removed(x.numpy(), y[:, None].numpy()), infl.newton_if_removed(x/255, y))
+
+
+def without_one(): a = source(); return Source(a.pool[a.pool.y < 2], a.valid)
+def one_image(): assert rank(valid=(VALID[0][:1], VALID[1][:1])).verdict.tolist() == ['cannot tell']
 
 
 def source(): return Source(*(Images(o.x, o.y, o.vocab, torch.arange(len(o))+1000*i) for i, o in enumerate(images(*tiny(60, s)) for s in range(3))))
@@ -411,7 +465,9 @@ FASTAI = [
     ('Augment before Normalize and RandomErasing', erased), ('Augment with several inputs: the first is augmented', lambda: with_two(noisy())), ('MaxUp with several inputs', lambda: with_two(hardest())), ('AddTarget with several inputs', lambda: with_two(AddTarget(images(*VALID)))),
     ('Augment and MaxUp with several labels an image', lambda: (several(noisy()), several(hardest()))), ('AddTarget with several labels an image', lambda: several(AddTarget(images(*VALID)))),
     ('Augment and MaxUp with a regression', lambda: (regression(noisy()), regression(hardest()))), ('AddTarget with a regression', lambda: regression(AddTarget(images(*VALID)))), ('Augment with masks', lambda: masks(noisy())),
-    ('MaxUp with a loss that gives a mean only', lambda: fit(learner(lambda z, y: F.cross_entropy(z, y), cbs=[hardest()]))), ('AddTarget of another size', lambda: fit(learner(F.cross_entropy, cbs=[AddTarget(images(*tiny(6, size=6)))]))),
+    ('MaxUp with a loss that gives a mean only', lambda: fit(learner(lambda z, y: F.cross_entropy(z, y), cbs=[hardest()]))), ('AddTarget beside MixUp', lambda: fit(learner(CrossEntropyLossFlat(), cbs=[MixUp(), AddTarget(images(*VALID))]))), ('AddTarget with another order of classes', lambda: train_classifier(splits(), AddTarget(images(*VALID, ('c', 'b', 'a'))), steps=2, epochs=1)),
+    ('AddTarget of a tuple', lambda: AddTarget(VALID)), ('MaxUp with a value for all', lambda: fit(learner(F.cross_entropy, cbs=[MaxUp(noisy(), 2, lambda model, x, y: x.mean())]))),
+    ('AddTarget of another size', lambda: fit(learner(F.cross_entropy, cbs=[AddTarget(images(*tiny(6, size=6)))]))),
     ('Augment of pixels that are normalised by hand', lambda: fit(learner(F.cross_entropy, [(TensorImage(by_hand(a)), b) for a, b in zip(*TRAIN)], cbs=[noisy()]))),
     ('export and load_learner', exported), ('export in bfloat16', lambda: exported(torch.bfloat16)), ('to_fp16, to_bf16', lambda: (mixed('to_fp16'), mixed('to_bf16'))), ('tta(batch_tfms=…)', lambda: trained().tta(batch_tfms=aug_transforms())), ('predict for another size', lambda: trained().predict(torch.zeros(1, 20, 20))),
 ]
@@ -459,6 +515,7 @@ FILES = [
     ('an empty file', lambda: images_from_folder(a_folder(lambda p: (p/'a'/'0.png').write_bytes(b'')))), ('text named .png', lambda: images_from_folder(a_folder(lambda p: (p/'a'/'0.png').write_text('hello')))),
     ('images of several sizes without size=', lambda: images_from_folder(a_folder(lambda p: Image.new('L', (5, 9)).save(p/'a'/'long.png')))), ('channels=2', lambda: images_from_folder(a_folder(), 2)), ('size=0', lambda: images_from_folder(a_folder(), size=0)),
     ('size=(28, 28)', lambda: images_from_folder(a_folder(), size=(28, 28))), ('valid=0', lambda: source_from_folder(a_folder(), valid=0)), ('one picture in two classes', lambda: images_from_folder(a_folder(two))), ('the same pictures in train and valid', leaking),
+    ('pixels of 32 bits', lambda: images_from_folder(a_folder(lambda p: Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8)).save(p/'a'/'i.tif')))), ('shares that leave nothing', lambda: source_from_folder(a_folder(), valid=.9)),
     ('floating-point pixels', lambda: images_from_folder(a_folder(lambda p: Image.fromarray(np.zeros((8, 8), np.float32)).save(p/'a'/'f.tif')))),
 ]
 

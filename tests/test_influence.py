@@ -259,7 +259,7 @@ def test_bad_input():
         "solver='magic': expected one of auto, cg, exact, lissa": dict(solver='magic'),
         "curvature='fisher': expected one of": dict(params='all', curvature='fisher'),
         "params='0': expected 'head', 'all', or a list": dict(params='0'),
-        'expected numbers ≥ 0': dict(damping=-1.),
+        'expected finite numbers ≥ 0': dict(damping=-1.),
         'leave scaling and softmax to the loss': dict(model=nn.Sequential(conv_net(), nn.Softmax(1))),
     }.items():
         with pytest.raises(ValueError, match=match): make(**kw)

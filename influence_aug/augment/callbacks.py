@@ -8,6 +8,7 @@ __all__ = ['Augment', 'with_crop', 'AddTarget', 'MaxUp']
 # %% ../../nbs/augment/25_callbacks.ipynb #1f94f434
 import torch, warnings
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 from fastai.layers import NoneReduce
 from fastai.vision.core import TensorBBox, TensorMask, TensorPoint
 from fastcore.basics import patch
@@ -16,7 +17,7 @@ from fastcore.foundation import L
 # %% ../../nbs/augment/25_callbacks.ipynb #68ecc9b1
 from ..core.modes import *
 from ..core.batches import PixelScale, acting_scale, check_count, pixel_scale
-from ..core.data import check_images, check_pixels
+from ..core.data import Images, check_images, check_pixels, check_vocab
 from ..core.policy import as_policy
 from ..influence.solvers import *
 from .objectives import *
@@ -87,6 +88,12 @@ def with_crop(
     "Callbacks that apply each policy to half of the training images, then a random crop to all."
     return [*(Augment(f, .5) for f in policies), Augment(crop(padding), 1.)]
 
+# %% ../../nbs/augment/25_callbacks.ipynb #e788e9fc
+def _check_target(target, share):
+    if not isinstance(target, Images): raise TypeError(f"target is a {type(target).__name__}: expected Images.")
+    if not 0<share<1: raise ValueError(f"share={share}: expected a part of the batch between 0 and 1, such as .25.")
+    if not len(target): raise ValueError("No target images: expected at least one. Label a few.")
+
 # %% ../../nbs/augment/25_callbacks.ipynb #dadc4596
 class AddTarget(Callback):
     "Joint training: replace a random share of each training batch by labelled images of the target."
@@ -97,11 +104,22 @@ class AddTarget(Callback):
         share=.25,    # Share of a batch they take, in (0, 1); raises `ValueError` for others
         policy=None,  # Their own, as for `Augment`, by default a random crop
     ):
-        if not 0<share<1: raise ValueError(f"share={share}: expected a part of the batch between 0 and 1, such as .25.")
-        if not len(target): raise ValueError("No target images: expected at least one. Label a few.")
+        _check_target(target, share)
         self.target,self.share,self.augment = target,share,Augment(policy or crop(), 1.)
 
-    def before_fit(self): self.in_loader = pixel_scale(self.dls.train); self.augment._place(self.dls.device)
+    def before_fit(self):
+        self._check_run()
+        self.in_loader = pixel_scale(self.dls.train)
+        self.augment._place(self.dls.device)
+
+# %% ../../nbs/augment/25_callbacks.ipynb #b29fc7e9
+@patch
+def _check_run(self:AddTarget):
+    "Raise `ValueError` for a Learner of other classes, or one that mixes labels."
+    check_vocab(getattr(self.dls, 'vocab', None), self.target.vocab, 'the target')
+    mixing = [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]
+    if mixing: raise ValueError(f"{mixing[0]} beside AddTarget: expected one of them, since a target image would be "
+                                "trained with a part of another image's label.")
 
 # %% ../../nbs/augment/25_callbacks.ipynb #912c202b
 @patch
@@ -136,7 +154,9 @@ def rate_versions(
 ) -> torch.Tensor:
     "Values of all versions, (k, n), in eval mode and without gradients."
     y_all = torch.cat([y]*(len(versions)//len(y)))
-    with frozen(model), torch.no_grad(): return value(model, versions, y_all).view(-1, len(y))
+    with frozen(model), torch.no_grad(): values = value(model, versions, y_all)
+    if values.shape==(len(versions),): return values.view(-1, len(y))
+    raise ValueError(f"The values of {len(versions)} images have the shape {tuple(values.shape)}: expected one each.")
 
 # %% ../../nbs/augment/25_callbacks.ipynb #d09a6804
 def pick_versions(

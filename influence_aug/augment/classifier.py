@@ -197,6 +197,20 @@ def _check_callbacks(cbs):
             raise TypeError(f"cbs holds a {type(o).__name__}: expected callbacks; "
                             f"a policy becomes one by Augment(policy) or MaxUp(policy).")
 
+# %% ../../nbs/augment/26_classifier.ipynb #8829fe62
+def check_setup(
+    splits,     # What should be `Splits`
+    cbs,        # What should be callbacks
+    make_model, # What should be a function
+):
+    "Raise `TypeError` for others."
+    if not hasattr(splits, 'labelled'): raise TypeError(f"splits is a {type(splits).__name__}: expected what "
+                                                        "draw_splits(source, …) returns.")
+    if isinstance(make_model, nn.Module) or not callable(make_model): raise TypeError(
+        f"make_model is a {type(make_model).__name__}: expected a function of (channels, n_classes) "
+        "that makes a model.")
+    _check_callbacks(cbs)
+
 # %% ../../nbs/augment/26_classifier.ipynb #d2089356
 def steps_each(
     steps,  # In all
@@ -221,7 +235,7 @@ def train_classifier(
     device=None,           # Where to train, by default fastai's choice
 ):
     "Train F from scratch on the labelled images by one cycle of `steps`, augmented by `cbs`; returns its Learner."
-    _check_callbacks(cbs)
+    check_setup(splits, cbs, make_model)
     n_steps = steps_each(steps, epochs)
     set_seed(seed, reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))

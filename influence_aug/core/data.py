@@ -150,6 +150,12 @@ def _draw_labelled(source, frac, n, seed):
                                     f"such as {max(1,n//k)*k}.")
     return per_class(source.pool.y, n//k, seed)
 
+# %% ../../nbs/core/01_data.ipynb #a27600c5
+def _check_labelled(labelled):
+    "Raise `ValueError` for `Images` that lack a class."
+    empty = [k for k,n in zip(labelled.vocab, labelled.counts().tolist()) if not n]
+    if empty: raise ValueError(f"Classes without a training image: {empty}. Add some, or remove the classes.")
+
 # %% ../../nbs/core/01_data.ipynb #0ad4433f
 def draw_splits(
     source,     # A `Source`, such as `source_from_folder(path)` gives
@@ -162,6 +168,7 @@ def draw_splits(
                                                     "such as source_from_folder(path) gives.")
     pool,valid = source.pool,source.valid
     labelled = _draw_labelled(source, frac, n, seed)
+    _check_labelled(pool[labelled])
     rest = torch.ones(len(pool), dtype=bool).index_fill(0, labelled, False)
     tune,holdout = stratified_halves(valid.y, seed)
     return Splits(pool[labelled], pool[rest], valid[tune], valid[holdout], source.test, source, seed)

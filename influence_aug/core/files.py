@@ -19,6 +19,8 @@ from .display import *
 # %% ../../nbs/core/04_files.ipynb #cd6000ca
 def _eight_bits(im):
     "`im` with 8 bits a channel; raises `ValueError` for floating-point pixels, whose range is not known."
+    highest = im.getextrema()[1] if im.mode=='I' else 2**16-1
+    if not 2**8<=highest<2**16: raise ValueError(f"its pixels are integers up to {highest}, expected 8 or 16 bits")
     if im.mode=='F': raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
     if im.mode[0]!='I': return im
     return Image.fromarray((np.asarray(im).astype(float)/257).round().clip(0, 255).astype(np.uint8))
@@ -144,6 +146,8 @@ def _split_each_class(data, valid, test, seed):
     for k,n in enumerate(data.counts().tolist()):
         members = torch.where(data.y==k)[0][torch.randperm(n, generator=rng)]
         n_valid,n_test = max(1,round(n*valid)),round(n*test)
+        if n_valid+n_test>=n: raise ValueError(f"valid={valid}, test={test}: expected shares that leave some of {n} "
+                                               f"images of class {data.vocab[k]!r} to train on.")
         for part,o in zip(parts, members.split([n-n_valid-n_test, n_valid, n_test])): part.append(o)
     return [torch.cat(o) for o in parts]
 

@@ -35,6 +35,18 @@ def frozen(*modules):  # Modules of PyTorch
         finally:
             for p,g in grads: p.requires_grad_(g)
 
+# %% ../../nbs/core/07_modes.ipynb #ab9da710
+@contextmanager
+def _same_attributes(model):
+    "Tensors that modules keep as plain attributes are after the `with` what they were before."
+    tensors = lambda m: {k: o for k,o in vars(m).items() if isinstance(o, torch.Tensor)}
+    kept = [(m, tensors(m)) for m in model.modules()]
+    try: yield
+    finally:
+        for m,before in kept:
+            for k in tensors(m).keys()-before.keys(): delattr(m, k)
+            vars(m).update(before)
+
 # %% ../../nbs/core/07_modes.ipynb #1c5a922b
 def call_with(
     model,   # A module of PyTorch
@@ -46,7 +58,8 @@ def call_with(
     for path,m in model.named_modules():
         for k,p in m.named_parameters(path, recurse=False): others.setdefault(id(p), []).append(k)
     names = lambda k: others[id(own[k])] if k in own else [k]
-    return functional_call(model, {n: o for k,o in tensors.items() for n in names(k)}, (x,), tie_weights=False)
+    with _same_attributes(model):
+        return functional_call(model, {n: o for k,o in tensors.items() for n in names(k)}, (x,), tie_weights=False)
 
 # %% ../../nbs/core/07_modes.ipynb #4ef827f0
 @contextmanager

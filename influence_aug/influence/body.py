@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from ..core.modes import *
+from ..core.randomness import own_randomness
 from ..core.batches import *
 from ..core.display import *
 from .solvers import *
@@ -30,12 +31,23 @@ def check_module(
                                                       "expected a classifier that ends in nn.Linear.")
     raise TypeError(f"model is a {type(model).__name__}: expected an nn.Module, or for influence a Learner.")
 
+# %% ../../nbs/influence/11_body.ipynb #884f7b73
+def model_and_loss(
+    model, # A classifier, or a Learner
+    loss,  # A loss, or None
+):
+    "Those of a Learner, unless another `loss` is given; raises `TypeError` for what is no model."
+    if hasattr(model, 'loss_func') and hasattr(model, 'dls'):
+        model,loss = model.model,model.loss_func if loss is None else loss
+    check_module(model)
+    return getattr(model, '_orig_mod', model),loss
+
 # %% ../../nbs/influence/11_body.ipynb #0ecaf5d8
 class _HeadInput(nn.Module):
     "The body of `model`: what it hands to its linear layer `head`, shape (n, d)."
-    def __init__(self, model, head):
+    def __init__(self, model, head, run=-1):
         super().__init__()
-        self.model,self.head = model,head
+        self.model,self.head,self.run = model,head,run
 
     def forward(self, x):
         seen = []
@@ -43,7 +55,7 @@ class _HeadInput(nn.Module):
         try: self.model(x)
         finally: hook.remove()
         if not seen: raise ValueError("The head takes no part in what the model returns: choose one by head_layer=.")
-        return seen[-1].flatten(1)
+        return seen[self.run].flatten(1)
 
 # %% ../../nbs/influence/11_body.ipynb #18a65271
 def _linear_runs(model, x):
@@ -96,6 +108,28 @@ def n_outputs(
     raise ValueError("The model's scores of the first images are NaN or infinite: expected finite numbers. Look at its "
                      "weights, and at the learning rate that it was trained with.")
 
+# %% ../../nbs/influence/11_body.ipynb #cb3f5cd9
+def _scores(model, x, seed):
+    with own_randomness(seed, x.device), frozen(model), torch.no_grad(): return model(x).float()
+
+# %% ../../nbs/influence/11_body.ipynb #27c58a9a
+def _differ(a, b):
+    "Whether two tensors of scores differ by more than rounding in half precision may do."
+    return not torch.allclose(a, b, rtol=.02, atol=.02*b.nan_to_num().abs().max().item(), equal_nan=True)
+
+# %% ../../nbs/influence/11_body.ipynb #e54886cb
+def check_steady(
+    model, # A classifier
+    x,     # A few of its images
+):
+    "Raise `ValueError` if the scores of `model` are random in eval mode, or depend on what else is in the batch."
+    z,again = (_scores(model, x, seed) for seed in (0,1))
+    if _differ(again, z): raise ValueError("The model gives other scores at each pass in eval mode: expected the same. "
+                                           "F.dropout needs training=self.training.")
+    if len(x)>2 and _differ(_scores(model, x[:2], 0), z[:2]): raise ValueError(
+        "The scores of an image depend on the others of its batch: expected none to. BatchNorm needs "
+        "track_running_stats=True.")
+
 # %% ../../nbs/influence/11_body.ipynb #4984d740
 def _check_named(model, head_layer):
     "Raise `TypeError` for what is no model, `ValueError` for a layer that it has not."
@@ -104,6 +138,18 @@ def _check_named(model, head_layer):
     if head_layer and head_layer not in linear: raise ValueError(
         f"head_layer={head_layer!r}: expected the name of a linear layer, among {linear}.")
 
+# %% ../../nbs/influence/11_body.ipynb #4a35bcad
+def _returning_run(model, x, head_layer):
+    "(name, layer, number of its run) of the linear layer whose output `model` returns; raises as `find_head` does."
+    _check_named(model, head_layer)
+    output,runs = _linear_runs(model, x)
+    check_scores(output)
+    found = [i for i,(k,_,_,z) in enumerate(runs) if _returns(output, z) and head_layer in (None, k)]
+    if not found: raise _no_head(output, runs, head_layer)
+    name,layer,h,_ = runs[found[-1]]
+    if h.ndim!=2: raise ValueError(f"The head {name!r} takes inputs of shape {tuple(h.shape)}: expected (n, features).")
+    return name,layer,sum(m is layer for _,m,_,_ in runs[:found[-1]])
+
 # %% ../../nbs/influence/11_body.ipynb #a32cb981
 def find_head(
     model:nn.Module, # A classifier; it is not changed
@@ -111,14 +157,7 @@ def find_head(
     head_layer=None, # Name of the layer, where it should not be found
 ): # (its name, the layer); raises `ValueError` where the model does not return its output
     "The linear layer whose output `model` returns for `x`."
-    _check_named(model, head_layer)
-    output,runs = _linear_runs(model, x)
-    check_scores(output)
-    found = [(k, m, h) for k,m,h,z in runs if _returns(output, z) and head_layer in (None, k)]
-    if not found: raise _no_head(output, runs, head_layer)
-    name,layer,h = found[-1]
-    if h.ndim!=2: raise ValueError(f"The head {name!r} takes inputs of shape {tuple(h.shape)}: expected (n, features).")
-    return name,layer
+    return _returning_run(model, x, head_layer)[:2]
 
 # %% ../../nbs/influence/11_body.ipynb #32cd893d
 def split_head(
@@ -128,10 +167,11 @@ def split_head(
 )->tuple:            # Body, images ↦ features (n, d), and head, an `nn.Linear`
     "(body, head) of `model`; raises `ValueError` as `find_head` does. Without `x` the last layer is taken unchecked."
     check_module(model)
-    if x is not None: layer = find_head(model, x, head_layer)[1]
+    run = -1
+    if x is not None: _,layer,run = _returning_run(model, x, head_layer)
     elif head_layer: layer = model.get_submodule(head_layer)
     else: *_,layer = [m for m in model.modules() if not list(m.children())]
-    if isinstance(layer, nn.Linear): return _HeadInput(model, layer),layer
+    if isinstance(layer, nn.Linear): return _HeadInput(model, layer, run),layer
     raise ValueError(f"The last layer is {type(layer).__name__}: expected nn.Linear. "
                      "End the model in one, as nn.Sequential(body, nn.Linear(n_features, n_classes)).")
 

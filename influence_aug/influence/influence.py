@@ -22,7 +22,7 @@ from .solvers import *
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
 from ..core.batches import check_data, mean_over
 from ..core.losses import Targeted, as_targets, loss_targets, masses, residual, set_targets
-from .body import check_module, n_outputs
+from .body import check_steady, model_and_loss, n_outputs
 from .head import HeadProblem
 from .solvers import EXACT_UP_TO, dot, pick_solver
 
@@ -107,9 +107,12 @@ def _repr_markdown_(self:Report):
     return '\n'.join(lines+['']+[f'**Warning.** {w}\n' for w in self.warnings])
 
 # %% ../../nbs/influence/13_influence.ipynb #2ddfa7e2
-def _plain(*tensors):
-    "The same tensors without fastai's subclasses, which do not mix in arithmetic."
-    return [o.as_subclass(torch.Tensor) for o in tensors]
+def _as_read(infl, x, *y):
+    "Images, and labels if there are any, as `infl` reads its data; raises `ValueError` for others."
+    x,labels = infl.train._plain(x, y[0] if y else torch.zeros(len(x)))
+    if not (0<=labels.min() and labels.max()<infl.n_classes): raise ValueError(
+        f"Labels from {labels.min()} to {labels.max()}: expected 0 to {infl.n_classes-1}, the model's classes.")
+    return (x,labels) if y else x
 
 # %% ../../nbs/influence/13_influence.ipynb #2ddfa701
 def _name(o): return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
@@ -122,7 +125,7 @@ def _check_settings(params, curvature, solver, l2, damping):
         if not callable(value) and value not in known:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(sorted(known))}, or a function.")
     if not all(o is None or isinstance(o, Real) and 0<=o<float('inf') for o in (l2,damping)):
-        raise ValueError(f"l2={l2!r}, damping={damping!r}: expected numbers ≥ 0.")
+        raise ValueError(f"l2={l2!r}, damping={damping!r}: expected finite numbers ≥ 0.")
 
 # %% ../../nbs/influence/13_influence.ipynb #b98ea9e5
 def _trainable(model):
@@ -143,21 +146,14 @@ def _tried(problem, batches):
 # %% ../../nbs/influence/13_influence.ipynb #5308735d
 def _problem(infl, head_layer):
     "What `infl` differentiates; raises `ValueError` for half precision of all layers."
-    model,params,p = infl.model,infl.params,next(infl.model.parameters())
+    model,params,dtype = infl.model,infl.params,infl.train.dtype
+    check_steady(model, infl.train.first()[0][:4])
     if params=='head': return HeadProblem(model, infl.train.first()[0][:4], head_layer)
-    if p.dtype.itemsize<4: raise ValueError(
-        f"Parameters in {p.dtype} with params={params!r}: expected float32 or float64, or nothing is left of H⁻¹. "
+    if dtype.itemsize<4: raise ValueError(
+        f"Parameters in {dtype} with params={params!r}: expected float32 or float64, or nothing is left of H⁻¹. "
         "Convert a copy, deepcopy(model).float(), or use params='head'.")
     curvature = CURVATURES.get(infl.curvature, infl.curvature)
     return _tried(LayersProblem(model, _trainable(model) if params=='all' else params, curvature), infl.train)
-
-# %% ../../nbs/influence/13_influence.ipynb #884f7b73
-def _model_and_loss(model, loss):
-    "Those of a Learner, unless another `loss` is given; raises `TypeError` for what is no model."
-    if hasattr(model, 'loss_func') and hasattr(model, 'dls'):
-        model,loss = model.model,model.loss_func if loss is None else loss
-    check_module(model)
-    return model,loss
 
 # %% ../../nbs/influence/13_influence.ipynb #10c9e527
 def _shift(l2, damping, refit):
@@ -187,8 +183,8 @@ class Influence:
         loss=None,        # Cross-entropy with its `weight` and `label_smoothing`; by default a Learner's, or plain
     ):
         _check_settings(params, curvature, solver, l2, damping)
-        model,loss = _model_and_loss(model, loss)
-        p,head = next(model.parameters()),params=='head'
+        model,loss = model_and_loss(model, loss)
+        p,head = next(p for p in model.parameters() if p.is_floating_point()),params=='head'
         self.train,self.valid = (Batches(o, bs, p.device, p.dtype) for o in (train,valid))
         self.model,self.params,self.solver,self.refit = model,params,solver,refit and head
         self.curvature = 'hessian' if head else 'ggn' if curvature=='auto' else curvature
@@ -266,7 +262,7 @@ def values(self:Influence,
 )->Tensor: # (n,)
     "s_val·∇l(z) for each sample; positive: more weight on it lowers the validation loss. Raises before `fit`."
     if not hasattr(self, 's'): raise RuntimeError("No s_val yet: call fit() first.")
-    return self.problem.values(self.s, *_plain(x, y))
+    return self.problem.values(self.s, *_as_read(self, x, y))
 
 # %% ../../nbs/influence/13_influence.ipynb #5714a301
 @patch
@@ -336,9 +332,9 @@ def _valid_loss(self:Influence, theta):
 @patch
 def _newton(self:Influence, y, *signed):
     "Changes of the validation loss (n,) after each sample's own step; `signed` are (−1 or +1, images)."
-    labels, = _plain(y)
-    labels = as_targets(labels, self.problem.targets, self.problem.theta)
-    theta,changes = self.problem.theta,[(sign/self.n, *self.problem.jacobian(*_plain(x))) for sign,x in signed]
+    theta,(_,labels) = self.problem.theta,_as_read(self, signed[0][1], y)
+    labels = as_targets(labels, self.problem.targets, theta)
+    changes = [(sign/self.n, *self.problem.jacobian(_as_read(self, x))) for sign,x in signed]
     step = lambda i: self._own_step([(w,J[i],logits[i]) for w,J,logits in changes], labels[i])
     before = self._valid_loss(theta)
     return torch.stack([self._valid_loss(theta-step(i))-before for i in progress(range(len(labels)))])

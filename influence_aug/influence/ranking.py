@@ -16,6 +16,7 @@ from .solvers import *
 
 # %% ../../nbs/influence/14_ranking.ipynb #9e310f38
 from ..core.batches import PixelScale, check_count
+from numbers import Integral
 from ..core.data import check_images, check_pixels
 from ..core.losses import Targeted
 from ..core.policy import as_policy
@@ -123,6 +124,9 @@ def _ranked(effects, n_boot, rng, idle=()):
     table = pd.DataFrame({k: row(o) for k,o in effects.items()}, index=columns).T
     found = [table.index.isin(idle), table.high<0, table.low>0]
     table.insert(3, 'verdict', np.select(found, ['changes nothing','helps','may harm'], 'cannot tell'))
+    if (n := len(next(iter(effects.values()))['refit']))<10:
+        warnings.warn(f"{n} validation images: expected 10 or more for a verdict. Their intervals are too narrow.")
+        table['verdict'] = 'cannot tell'
     return table.rename_axis('candidate').sort_values('predicted')
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
@@ -142,7 +146,7 @@ def rank_augmentations(
 )->pd.DataFrame:   # Predicted change with its interval from `low` to `high`, verdict, and first order
     "Predicted change of validation loss for each candidate, best first; raises `ValueError` naming one that fails."
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
-    if not isinstance(seed, int): raise ValueError(f"seed={seed!r}: expected a whole number, such as 0.")
+    if not (isinstance(seed, Integral) and seed>=0): raise ValueError(f"seed={seed!r}: expected a whole number, as 0.")
     for name,value in (('draws',draws), ('n_boot',n_boot)): check_count(name, value)
     policies = _check_candidates(candidates, Batches(train, bs))
     infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer, loss=loss)

@@ -286,8 +286,9 @@ def _resume(self:Backward):
     "Go on from the file, if it is there; raises `ValueError` if it is of another run."
     if not (self.path and self.path.exists()): return
     saved = torch.load(self.path, weights_only=True)
-    if saved['run']!=self.of_run: raise ValueError(f"{self.path} is of another run ({saved['run']} there, {self.of_run} "
-                                                   "here): expected the same. Delete it, or choose another path.")
+    if saved['run']!=self.of_run: raise ValueError(
+        f"{self.path} is of another run ({saved['run']} there, {self.of_run} here): expected the same. Delete it, or "
+        "choose another path.")
     self.t,self.adjoint,self.weights,self.others = (saved[k] for k in ('t','adjoint','weights','others'))
 
 # %% ../../nbs/influence/15_training.ipynb #2d0d9cbb
