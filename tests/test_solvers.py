@@ -10,6 +10,7 @@ from influence_aug.augment.classifier import TensorDL
 from influence_aug.core.batches import *
 from influence_aug.core.data import Images
 from influence_aug.influence.solvers import *
+from influence_aug.influence.spectrum import *
 from influence_aug.core.batches import mean_over
 from influence_aug.influence.solvers import EXACT_UP_TO, auto
 

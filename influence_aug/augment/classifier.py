@@ -198,11 +198,7 @@ def _check_callbacks(cbs):
                             f"a policy becomes one by Augment(policy) or MaxUp(policy).")
 
 # %% ../../nbs/augment/26_classifier.ipynb #8829fe62
-def check_setup(
-    splits,     # What should be `Splits`
-    cbs,        # What should be callbacks
-    make_model, # What should be a function
-):
+def _check_setup(splits, cbs, make_model):
     "Raise `TypeError` for others."
     if not hasattr(splits, 'labelled'): raise TypeError(f"splits is a {type(splits).__name__}: expected what "
                                                         "draw_splits(source, …) returns.")
@@ -211,6 +207,16 @@ def check_setup(
         "that makes a model.")
     _check_callbacks(cbs)
 
+# %% ../../nbs/augment/26_classifier.ipynb #0d646c56
+def check_parts(
+    steps,  # In all
+    epochs, # Parts
+):
+    "Raise `ValueError` unless `steps` is a positive multiple of `epochs`."
+    if steps<1 or steps%epochs:
+        raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, "
+                         f"such as {max(1,round(steps/epochs))*epochs}.")
+
 # %% ../../nbs/augment/26_classifier.ipynb #d2089356
 def steps_each(
     steps,  # In all
@@ -218,8 +224,7 @@ def steps_each(
 ):
     "Steps of each epoch that make `steps` in all; raises `ValueError` where that cannot be."
     epochs = min(check_count('epochs', epochs), check_count('steps', steps))
-    if steps%epochs: raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, "
-                                      f"such as {steps//epochs*epochs}.")
+    check_parts(steps, epochs)
     return steps//epochs
 
 # %% ../../nbs/augment/26_classifier.ipynb #6b724906
@@ -235,7 +240,7 @@ def train_classifier(
     device=None,           # Where to train, by default fastai's choice
 ):
     "Train F from scratch on the labelled images by one cycle of `steps`, augmented by `cbs`; returns its Learner."
-    check_setup(splits, cbs, make_model)
+    _check_setup(splits, cbs, make_model)
     n_steps = steps_each(steps, epochs)
     set_seed(seed, reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))

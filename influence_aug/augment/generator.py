@@ -24,7 +24,7 @@ from ..core.modes import *
 from .classifier import *
 from .transforms import *
 from .wgan import *
-from .classifier import adam
+from .classifier import adam, check_parts
 from ..core.display import epoch_lines
 
 # %% ../../nbs/augment/28_generator.ipynb #692f92c3
@@ -138,13 +138,6 @@ def _setting_text(setting):
         return f"{_setting_text(setting.func)}({', '.join(given)})"
     return getattr(setting, '__name__', None) or repr(setting)
 
-# %% ../../nbs/augment/28_generator.ipynb #b56f6e10
-def _check_steps(steps, epochs):
-    "Raise `ValueError` unless `steps` is a positive multiple of `epochs`."
-    if steps<1 or steps%epochs:
-        raise ValueError(f"{steps} steps in {epochs} epochs: expected a positive multiple of {epochs}, "
-                         f"such as {max(1,round(steps/epochs))*epochs}.")
-
 # %% ../../nbs/augment/28_generator.ipynb #f0a97d2f
 def _checkpoints(path, **settings):
     "The `Checkpoint` at `path` of a run with these settings, in a list that is empty without a path."
@@ -175,7 +168,7 @@ def train_generator(
     **kwargs,              # For `WGANCallback`: `draw_tau`, `draw_flow`, `penalty_weight`, `penalty_every`
 ):
     "Train G on `images` against two critics, going on from `checkpoint` if there is one; returns its Learner."
-    _check_steps(steps, epochs)
+    check_parts(steps, epochs)
     set_seed(seed, reproducible=True)
     images = _unlabelled(images) if isinstance(images, torch.Tensor) else images
     G,wgan = generator or _new_generator(images),WGANCallback(n_critic, lr, **kwargs)

@@ -17,7 +17,7 @@ from ..influence.head import *
 from ..influence.influence import *
 from ..influence.solvers import *
 from ..influence.head import with_bias
-from ..influence.influence import LayersProblem
+from ..influence.layers import LayersProblem
 
 # %% ../../nbs/augment/23_objectives.ipynb #3f139347
 class FixedHead:

@@ -13,53 +13,19 @@ from fastcore.basics import patch
 from functools import cached_property
 from numbers import Real
 from torch import Tensor
-from torch.func import grad, jacrev, jvp, vmap
 from ..core.batches import *
 from ..core.display import *
 from .head import *
 from .solvers import *
+from .spectrum import *
 
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
 from ..core.batches import check_data, mean_over
 from ..core.losses import Targeted, as_targets, loss_targets, masses, residual, set_targets
 from .body import check_steady, model_and_loss, n_outputs
 from .head import HeadProblem
+from .layers import layers_problem
 from .solvers import EXACT_UP_TO, dot, pick_solver
-
-# %% ../../nbs/influence/13_influence.ipynb #9d6d018e
-class LayersProblem:
-    "Influence through parameters of a whole network: products by automatic differentiation."
-    def __init__(self,
-        model,     # A classifier
-        layers,    # Names of layers, or None for all of them
-        curvature, # Function of a `FlatModel`, such as `ggn_of`
-    ):
-        self.flat = FlatModel(model, layers)
-        self.product = curvature(self.flat)
-
-    hessian = targets = None
-    theta = property(lambda self: self.flat.theta)
-    def batches(self, data): return data
-    def grad(self, x, y): return grad(self.flat.loss)(self.theta, x, y)
-    def preconditioner(self, batches, shift): return None
-    def loss_at(self, theta, x, y): return self.flat.loss(theta, x, y)
-
-# %% ../../nbs/influence/13_influence.ipynb #7e0f3b8e
-@patch
-def jacobian(self:LayersProblem, x):
-    "Derivative of the logits of each of `x` in θ, (n, K, size), and the logits (n, K)."
-    of_one = lambda x: jacrev(lambda t: self.flat(t, x[None])[0])(self.theta)  # (K, size)
-    return vmap(of_one)(x),self.flat(self.theta, x)
-
-# %% ../../nbs/influence/13_influence.ipynb #478d5948
-@patch
-def values(self:LayersProblem, s, x, y):
-    "s·∇l(z) for each sample, (n,), differentiable in `x`; `s` has the shape (size,)."
-    bs = 64 if x.device.type=='cpu' else len(x)
-    y = as_targets(y, self.targets, x)
-    along = lambda x,y: jvp(lambda t: self.flat.loss(t, x, y, 'none'), (self.theta,), (s,))[1]
-    with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-        return torch.cat([along(*o) for o in zip(x.split(bs), y.split(bs))])
 
 # %% ../../nbs/influence/13_influence.ipynb #deac4483
 @dataclass
@@ -127,33 +93,13 @@ def _check_settings(params, curvature, solver, l2, damping):
     if not all(o is None or isinstance(o, Real) and 0<=o<float('inf') for o in (l2,damping)):
         raise ValueError(f"l2={l2!r}, damping={damping!r}: expected finite numbers ≥ 0.")
 
-# %% ../../nbs/influence/13_influence.ipynb #b98ea9e5
-def _trainable(model):
-    "Names of the trainable parameters of `model`; raises `ValueError` if there are none."
-    if (names := [k for k,p in model.named_parameters() if p.requires_grad]): return names
-    raise ValueError("No parameter is trainable: expected some. Unfreeze the model, or name layers in params.")
-
-# %% ../../nbs/influence/13_influence.ipynb #d573ec9a
-def _tried(problem, batches):
-    "The `LayersProblem`, after it has been differentiated on two images; raises `ValueError` if it cannot be."
-    x,y = (o[:2] for o in next(iter(batches)))
-    try: problem.product(problem.theta, x, y)
-    except (NotImplementedError, RuntimeError) as e: raise ValueError(
-        f"The model cannot be differentiated forwards: {str(e).splitlines()[0]} Expected layers that can. "
-        "Name layers behind it by params=['layer'], or use params='head'.") from e
-    return problem
-
 # %% ../../nbs/influence/13_influence.ipynb #5308735d
 def _problem(infl, head_layer):
-    "What `infl` differentiates; raises `ValueError` for half precision of all layers."
-    model,params,dtype = infl.model,infl.params,infl.train.dtype
-    check_steady(model, infl.train.first()[0][:4])
-    if params=='head': return HeadProblem(model, infl.train.first()[0][:4], head_layer)
-    if dtype.itemsize<4: raise ValueError(
-        f"Parameters in {dtype} with params={params!r}: expected float32 or float64, or nothing is left of H⁻¹. "
-        "Convert a copy, deepcopy(model).float(), or use params='head'.")
-    curvature = CURVATURES.get(infl.curvature, infl.curvature)
-    return _tried(LayersProblem(model, _trainable(model) if params=='all' else params, curvature), infl.train)
+    "What `infl` differentiates; raises `ValueError` for a model that has no one loss."
+    model,x = infl.model,infl.train.first()[0][:4]
+    check_steady(model, x)
+    if infl.params=='head': return HeadProblem(model, x, head_layer)
+    return layers_problem(model, infl.params, infl.curvature, infl.train)
 
 # %% ../../nbs/influence/13_influence.ipynb #10c9e527
 def _shift(l2, damping, refit):
