@@ -94,7 +94,8 @@ def _as_tensors(pair):
     try: return tuple(torch.as_tensor(o) for o in pair)
     except (TypeError, ValueError, RuntimeError) as e: raise ValueError(
         f"A pair of {' and '.join(type(o).__name__ for o in pair)} is no pair of tensors ({e}): expected numbers, "
-        "labels as the indices of classes. Of names take [vocab.index(o) for o in names].") from e
+        "labels as the indices of classes. Take torch.stack(images) of a list of images, and of names "
+        "[vocab.index(o) for o in names].") from e
 
 # %% ../../nbs/core/03_batches.ipynb #b90bd21d
 def _readable(data, bs):
@@ -174,20 +175,21 @@ def __len__(self:Batches):
 def _image_and_label(batch):
     "The batch as a pair; raises `ValueError` for one that is something else."
     if isinstance(batch, (tuple,list)) and len(batch)==2: return batch
-    found = f"a dict of {list(batch)}" if isinstance(batch, dict) else f"{len(batch)} parts"
+    found = f"a dict of {list(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
+    if isinstance(batch, (tuple,list)): found = f"{len(batch)} parts"
     raise ValueError(f"A batch is {found}: expected (images, labels). Give the loader a collate_fn that returns "
                      "these two, or pass a pair of tensors.")
 
 # %% ../../nbs/core/03_batches.ipynb #eac6934c
 def _read(data, seed):
     "The batches of `data`, by steady draws; raises `ValueError` where the loader fails."
-    batches = steady(data, seed)
+    batches,end = steady(data, seed),object()
     while True:
-        try: batch = next(batches, None)
+        try: batch = next(batches, end)
         except Exception as e: raise ValueError(
             f"The data cannot be read ({e}): expected items (image, label) whose images are tensors of one size, as "
             "v2.Compose([ToImage(), ToDtype(torch.float32, scale=True), Resize((64, 64))]) makes them.") from e
-        if batch is None: return
+        if batch is end: return
         yield batch
 
 # %% ../../nbs/core/03_batches.ipynb #c43283ff

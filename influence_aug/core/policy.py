@@ -48,7 +48,7 @@ def _draws_once(f, x, tries=32):
         seen.append(new.double().flatten(1))
     o = torch.stack(seen)                                                    # (tries, copies, pixels)
     within,between = o.var(1).mean(0).sum(),o.mean(1).var(0).sum()
-    return bool(between>4*(within/4)+1e-12*o.shape[2])
+    return bool(between>4*within/len(copies)+1e-12*o.shape[2])
 
 # %% ../../nbs/core/06_policy.ipynb #b4d7bc72
 def _from(package, f): return any(o.__module__.split('.')[0]==package for o in type(f).__mro__)

@@ -70,7 +70,7 @@ def layers_problem(
     curvature, # A name in `CURVATURES`, or a function of a `FlatModel`
     batches,   # Of its images and labels
 ):
-    "A `LayersProblem` that was tried; raises `ValueError` for half precision, or a model that cannot be differentiated."
+    "A `LayersProblem` that was tried; raises `ValueError` for half precision, or where it cannot be differentiated."
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     if dtype.itemsize<4: raise ValueError(
         f"Parameters in {dtype} with params={params!r}: expected float32 or float64, or nothing is left of H⁻¹. "

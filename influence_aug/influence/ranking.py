@@ -126,7 +126,7 @@ def _ranked(effects, n_boot, rng, idle=()):
     table.insert(3, 'verdict', np.select(found, ['changes nothing','helps','may harm'], 'cannot tell'))
     if (n := len(next(iter(effects.values()))['refit']))<10:
         warnings.warn(f"{n} validation images: expected 10 or more for a verdict. Their intervals are too narrow.")
-        table['verdict'] = 'cannot tell'
+        table.loc[table['verdict']!='changes nothing','verdict'] = 'cannot tell'
     return table.rename_axis('candidate').sort_values('predicted')
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
