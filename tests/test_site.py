@@ -335,7 +335,7 @@ def test_search_finds_a_symbol(browser, below, start):
     for _,window,wrong in visited(browser, below, [start]):
         window.keyboard.press('/')
         window.keyboard.type('hvp', delay=20)
-        window.locator('a[href*="influence/influence.html"]:visible', has_text='hvp').first.wait_for(timeout=5000)
+        window.locator('a[href*="influence/layers.html"]:visible', has_text='hvp').first.wait_for(timeout=5000)
         found = window.locator('a[href*="influence/solvers.html#hvp"]:visible').first
         found.wait_for(timeout=5000)
         found.click()
