@@ -13,6 +13,8 @@ from .core.datasets import *
 from .core.display import *
 from .core.files import *
 from .influence.ranking import *
+from .influence.mixture import *
+from .influence.branches import *
 from .augment.augmenter import *
 from .augment.callbacks import *
 from .augment.classifier import *

@@ -107,6 +107,16 @@ def _normalised(norm, n, x):
     z,shape = (x-mean)/(var+norm.eps).sqrt(),mean.shape
     return z if norm.weight is None else z*norm.weight.view(shape)+norm.bias.view(shape)
 
+# %% ../../nbs/influence/16_training.ipynb #ff2ec9bb
+@patch
+def _scored(self:Training, theta, train, valid, bs):
+    "Scores and labels of `valid`, `bs` at a time, BatchNorm by the statistics of `train`."
+    if train.dtype!=valid[0].dtype: raise ValueError(
+        f"Training images of type {train.dtype}, validation images of type {valid[0].dtype}: expected the same.")
+    train = train if any(isinstance(m, _BatchNorm) for m in self.model.modules()) else train[:0]
+    with eval_mode(self.model), _statistics_of_first(self.model, len(train)):
+        for x,y in zip(*(o.split(bs) for o in valid)): yield self.logits(theta, torch.cat([train, x]))[len(train):],y
+
 # %% ../../nbs/influence/16_training.ipynb #24fb0f08
 @patch
 def final(self:Training,
@@ -117,13 +127,23 @@ def final(self:Training,
 ):
     "Validation loss at `theta` and its gradient there, (size,)."
     at,total = theta.detach().requires_grad_(),0.
-    train = train if any(isinstance(m, _BatchNorm) for m in self.model.modules()) else train[:0]
-    with eval_mode(self.model), _statistics_of_first(self.model, len(train)):
-        for x,y in zip(*(o.split(bs) for o in valid)):
-            l = F.cross_entropy(self.logits(at, torch.cat([train, x]))[len(train):], y, reduction='sum')/len(valid[1])
-            l.backward()
-            total += l.item()
+    for z,y in self._scored(at, train, valid, bs):
+        l = F.cross_entropy(z, y, reduction='sum')/len(valid[1])
+        l.backward()
+        total += l.item()
     return total,at.grad
+
+# %% ../../nbs/influence/16_training.ipynb #57200010
+@patch
+def losses(self:Training,
+    theta, # At the end (size,)
+    train, # Images that give BatchNorm its statistics, (n, …)
+    valid, # (images, labels)
+    bs=500, # Validation images at once
+):         # (m,)
+    "Each validation image's loss at `theta`."
+    with torch.no_grad():
+        return torch.cat([F.cross_entropy(z, y, reduction='none') for z,y in self._scored(theta, train, valid, bs)])
 
 # %% ../../nbs/influence/16_training.ipynb #66f624fe
 def kept_every(

@@ -44,19 +44,23 @@ def retrain_with(
     seed:int=0,           # Draws the labelled images
     repeat:int=0,         # With the seed, draws F's weights and batches
     dataset:str='mnist',  # A data set by its name
+    base:str='none',      # What F trains with anyway: none, or crop
 ):
-    "Train F with one candidate; returns its loss on the held-out half of validation."
+    "Train F with one candidate before its base pipeline; returns its loss on the held-out half of validation."
     splits = draw_splits(get_source(dataset), frac=.01, seed=seed)
     cbs = [] if candidate=='none' else [Augment(CANDIDATES[candidate], .5)]
+    if base!='none': cbs += with_crop(padding=splits.source.crop_padding)
     learn = train_classifier(splits, cbs, seed=1000*seed+repeat)
     return dict(loss=round(learn.validate(dl=TensorDL(splits.holdout, 500, device=learn.dls.device))[0], 6))
 
 # %% ../../nbs/studies/48_ranking.ipynb #d68564e3
 def _retraining_jobs():
-    return [dict(seed=s, repeat=r, candidate=k) for s in range(4) for r in range(2) for k in ('none', *CANDIDATES)]
+    bases = dict(none=[(s, r) for s in range(7) for r in range(2)], crop=[(s, 0) for s in range(1,4)])
+    return [dict(base=b, seed=s, repeat=r, candidate=k) for b,o in bases.items() for s,r in o
+            for k in ('none', *CANDIDATES)]
 
 # %% ../../nbs/studies/48_ranking.ipynb #07ca1730
-RETRAINING = Study('retraining', retrain_with, ('dataset','seed','candidate','repeat'),
+RETRAINING = Study('retraining', retrain_with, ('dataset','base','seed','candidate','repeat'),
                    'results/aug_rank_retrained.csv', _retraining_jobs)
 
 # %% ../../nbs/studies/48_ranking.ipynb #aca4e81c
