@@ -1463,6 +1463,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'influence_aug/studies/shifts.py'),
                                               'influence_aug.studies.shifts.sklearn_digits': ( 'studies/shifts.html#sklearn_digits',
                                                                                                'influence_aug/studies/shifts.py')},
+            'influence_aug.studies.through': { 'influence_aug.studies.through.rank_through': ( 'studies/through.html#rank_through',
+                                                                                               'influence_aug/studies/through.py')},
             'influence_aug.studies.toy': { 'influence_aug.studies.toy.Learned': ( 'studies/toy.html#learned',
                                                                                   'influence_aug/studies/toy.py'),
                                            'influence_aug.studies.toy.Learned.x_aug': ( 'studies/toy.html#learned.x_aug',

@@ -15,11 +15,12 @@ from .run import *
 from .run import parse_settings
 from .search import SEARCH
 from .shift import SHIFT
+from .through import THROUGH_RANKING
 from .toy_measures import TOY, TOY_FRESH
 
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
-                               GENERATOR, RANGES, SHIFT)}
+                               GENERATOR, RANGES, SHIFT, THROUGH_RANKING)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):
