@@ -55,8 +55,8 @@ def retrain_with(
 
 # %% ../../nbs/studies/48_ranking.ipynb #d68564e3
 def _retraining_jobs():
-    bases = dict(none=[(s, r) for s in range(7) for r in range(2)], crop=[(s, 0) for s in range(1,4)])
-    return [dict(base=b, seed=s, repeat=r, candidate=k) for b,o in bases.items() for s,r in o
+    drawn = dict(none=[(s, r) for s in range(4) for r in range(2)]+[(s, 0) for s in (4,5,6)], crop=[(1,0), (2,0), (3,0)])
+    return [dict(base=b, seed=s, repeat=r, candidate=k) for b,o in drawn.items() for s,r in o
             for k in ('none', *CANDIDATES)]
 
 # %% ../../nbs/studies/48_ranking.ipynb #07ca1730
@@ -64,9 +64,10 @@ RETRAINING = Study('retraining', retrain_with, ('dataset','base','seed','candida
                    'results/aug_rank_retrained.csv', _retraining_jobs)
 
 # %% ../../nbs/studies/48_ranking.ipynb #aca4e81c
-def _changes(retrained, seed, dataset):
+def _changes(retrained, seed, dataset, base='none'):
     "Mean change of the held-out loss by each candidate, and from how many retrainings."
-    loss = read_results(retrained).query('seed==@seed and dataset==@dataset').groupby('candidate').loss
+    rows = read_results(retrained).query('seed==@seed and dataset==@dataset and base==@base')
+    loss = rows.groupby('candidate').loss
     return pd.DataFrame(dict(actual=(loss.mean()-loss.mean()['none']).round(6), repeats=loss.count()))
 
 # %% ../../nbs/studies/48_ranking.ipynb #5068cda3
