@@ -209,7 +209,8 @@ def _table(runs, share, idle):
     rate = np.mean([o.rate for o in runs], 0)
     se = np.sqrt(np.mean([o.se**2 for o in runs], 0)/len(runs))
     low,high = rate-1.96*se,rate+1.96*se
-    verdict = np.select([runs[0].index.isin(idle), high<0, low>0], ['changes nothing','helps','may harm'], 'cannot tell')
+    found = [runs[0].index.isin(idle), high<0, low>0]
+    verdict = np.select(found, ['changes nothing','helps','may harm'], 'cannot tell')
     return pd.DataFrame(dict(predicted=share*rate, low=share*low, high=share*high, verdict=verdict, rate=rate, se=se,
                              z=rate/se), index=runs[0].index).sort_values('predicted')
 
