@@ -16,7 +16,7 @@ from .training import *
 # %% ../../nbs/influence/18_branches.ipynb #f800e843
 from ..core.batches import check_count
 from .body import model_and_loss
-from .mixture import check_through, duration, plain
+from .mixture import check_through, duration, even_shares, plain
 from .ranking import RANKERS, _interval, check_candidates, idle
 
 # %% ../../nbs/influence/18_branches.ipynb #ba6e043f
@@ -38,14 +38,14 @@ def _verdict(change, low, high, above_mixture):
 
 # %% ../../nbs/influence/18_branches.ipynb #8d09eef3
 def _branches_table(ends, n_boot, rng):
-    "The table from each branch's losses; 'none' and 'all' are originals only and the mixture."
-    none,mixed = ends['none'],ends['all']
+    "The table from each branch's losses; those at `None` had originals only, those at `...` the mixture."
+    none,mixed = ends.pop(None),ends.pop(...)
     def row(o):
         low,high = _interval(o-none, n_boot, rng)
         above = _interval(o-mixed, n_boot, rng)[0]>0
         return [(o-none).mean(), low, high, _verdict(o-none, low, high, above), (o-mixed).mean()]
     columns = ['predicted','low','high','verdict','beyond_mixture']
-    table = pd.DataFrame.from_dict({k: row(o) for k,o in ends.items() if k not in ('none','all')}, 'index', columns=columns)
+    table = pd.DataFrame.from_dict({k: row(o) for k,o in ends.items()}, 'index', columns=columns)
     return table.rename_axis('candidate').sort_values('predicted')
 
 # %% ../../nbs/influence/18_branches.ipynb #ef8f758c
@@ -55,6 +55,13 @@ def _told(training, first, steps, n):
     total = first+n*len(steps)
     return (f'{first} steps on the mixture and {n} branches of {len(steps)}: {total/len(training):.1f} trainings, about '
             f'{total*duration(lambda: training.step(0, *now))/60:.1f} minutes on this machine.')
+
+# %% ../../nbs/influence/18_branches.ipynb #97aab0f2
+def _ends(trunk, branches, first, left, valid):
+    "Each branch's losses; those of the trunk itself are at `...`."
+    print(_told(trunk, first, left, len(branches)+1))
+    now = _advanced(trunk, (trunk.theta, trunk.rule.start(trunk.theta)), range(first))
+    return {k: _branch(o, now, left, valid) for k,o in progress([*branches.items(), (..., trunk)])}
 
 # %% ../../nbs/influence/18_branches.ipynb #95e361e4
 def rank_through_branches(
@@ -77,14 +84,11 @@ def rank_through_branches(
     policies,first = check_candidates(candidates, train),int(since*steps)
     check_through(model, loss, train, valid, steps, since, copies)
     made = lambda policies, shares: mixture_training(model, train, policies, shares, steps, seed=seed, base=base, **how)
-    trunk = made(policies, [1-copies, *[copies/len(policies)]*len(policies)])
-    left = range(first, steps, check_count('every', every))
-    print(_told(trunk, first, left, len(policies)+2))
-    now = _advanced(trunk, (trunk.theta, trunk.rule.start(trunk.theta)), range(first))
-    ends = {k: made({k: f}, [1-copies,copies]) for k,f in policies.items()} | {'none': made({}, [1.]), 'all': trunk}
-    losses = {k: _branch(o, now, left, plain(valid)) for k,o in progress(ends.items())}
+    trunk = made(policies, even_shares(copies, policies))
+    branches = {None: made({}, [1.])} | {k: made({k: f}, [1-copies,copies]) for k,f in policies.items()}
+    ends = _ends(trunk, branches, first, range(first, steps, check_count('every', every)), plain(valid))
     idle(policies)
-    return _branches_table(losses, n_boot, np.random.default_rng(seed))
+    return _branches_table(ends, n_boot, np.random.default_rng(seed))
 
 # %% ../../nbs/influence/18_branches.ipynb #0a7f07eb
 RANKERS['branches'] = rank_through_branches

@@ -10,6 +10,7 @@ __all__ = ['MixtureBatches', 'candidate_rates', 'with_fresh_weights', 'mixture_t
 import numpy as np, pandas as pd, time, torch
 from copy import deepcopy
 from fastcore.basics import patch
+from functools import partial
 from pathlib import Path
 from ..core.batches import *
 from ..core.randomness import own_randomness
@@ -214,6 +215,14 @@ def _table(runs, share, idle):
     return pd.DataFrame(dict(predicted=share*rate, low=share*low, high=share*high, verdict=verdict, rate=rate, se=se,
                              z=rate/se), index=runs[0].index).sort_values('predicted')
 
+# %% ../../nbs/influence/17_mixture.ipynb #aaa8cba1
+def even_shares(
+    copies,   # Of all candidates together
+    policies, # Name → `Policy`
+):
+    "Shares of the originals and of each candidate, (1+K,)."
+    return [1-copies, *[copies/len(policies)]*len(policies)]
+
 # %% ../../nbs/influence/17_mixture.ipynb #708d74ea
 def rank_through_training(
     model,         # A classifier, or a Learner
@@ -237,9 +246,8 @@ def rank_through_training(
     (model,loss),train,valid = model_and_loss(model, loss),Batches(train),Batches(valid)
     policies,first = check_candidates(candidates, train),int(since*steps)
     check_through(model, loss, train, valid, steps, since, copies)
-    shares = [1-copies, *[copies/len(policies)]*len(policies)]
-    trained = [mixture_training(model, train, policies, shares, steps, seed=seed+1000*k, base=base, **how)
-               for k in range(trainings)]
+    made = partial(mixture_training, model, train, policies, even_shares(copies, policies), steps, base=base, **how)
+    trained = [made(seed=seed+1000*k) for k in range(trainings)]
     print(_told(training_cost(trained[0], first), trainings, steps, first, max_bytes))
     rated = [_rated(o, plain(valid), first, max_bytes, path and Path(path)/f'{k}.pt') for k,o in enumerate(trained)]
     rates = [candidate_rates(w, o.batch.drawn[first:], list(policies), clip) for (_,w),o in zip(rated, trained)]

@@ -85,6 +85,13 @@ def _check_range(name, pixels):
     try: check_images(pixels); check_pixels(pixels)
     except ValueError as e: raise ValueError(f"In {name}: {e}") from e
 
+# %% ../../nbs/influence/14_ranking.ipynb #fc5c9890
+def _tried(name, f, x, y, scale):
+    "`f` as a `Policy` that takes `x`; raises `ValueError` for one that does not."
+    try: list(Augmented([(x,y)], as_policy(f), scale=scale))
+    except Exception as e: raise ValueError(f"Candidate {name!r} failed on {len(x)} images: {e}") from e
+    return as_policy(f)
+
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a01
 def check_candidates(
     candidates, # As for `rank_augmentations`
@@ -96,11 +103,7 @@ def check_candidates(
                          "such as {'mirror': lambda x: x.flip(3)}.")
     x,y = (o[:5] for o in batches.first())
     _check_range('train', batches.scale.to_pixels(x))
-    def checked(k, f):
-        try: list(Augmented([(x,y)], as_policy(f), scale=batches.scale))
-        except Exception as e: raise ValueError(f"Candidate {k!r} failed on {len(x)} images: {e}") from e
-        return as_policy(f)
-    return {k: checked(k, f) for k,f in candidates.items()}
+    return {k: _tried(k, f, x, y, batches.scale) for k,f in candidates.items()}
 
 # %% ../../nbs/influence/14_ranking.ipynb #1a468a3b
 def idle(

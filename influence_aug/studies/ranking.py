@@ -55,7 +55,8 @@ def retrain_with(
 
 # %% ../../nbs/studies/48_ranking.ipynb #d68564e3
 def _retraining_jobs():
-    drawn = dict(none=[(s, r) for s in range(4) for r in range(2)]+[(s, 0) for s in (4,5,6)], crop=[(1,0), (2,0), (3,0)])
+    twice,once = [(s, r) for s in range(4) for r in range(2)],[(s, 0) for s in (4,5,6)]
+    drawn = dict(none=twice+once, crop=[(s, 0) for s in (1,2,3)])
     return [dict(base=b, seed=s, repeat=r, candidate=k) for b,o in drawn.items() for s,r in o
             for k in ('none', *CANDIDATES)]
 
