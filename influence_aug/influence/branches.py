@@ -53,8 +53,8 @@ def _told(training, first, steps, n):
     "The cost in words."
     now = training.theta,training.rule.start(training.theta)
     total = first+n*len(steps)
-    return (f'{first} steps on the mixture and {n} branches of {len(steps)}: {total/len(training):.1f} trainings, about '
-            f'{total*duration(lambda: training.step(0, *now))/60:.1f} minutes on this machine.')
+    return (f'{first} steps on the mixture and {n} branches of {len(steps)}: {total/len(training):.1f} trainings, '
+            f'about {total*duration(lambda: training.step(0, *now))/60:.1f} minutes on this machine.')
 
 # %% ../../nbs/influence/18_branches.ipynb #97aab0f2
 def _ends(trunk, branches, first, left, valid):
