@@ -13,6 +13,7 @@ Peers (dattri's TRAK and TracIn, kronfluence's EK-FAC) are measured if they are 
 import argparse
 import sys
 import time
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -146,7 +147,7 @@ def by_tracin(training, states, train, valid, model):
 def by_ekfac(model, train, valid):
     from tempfile import TemporaryDirectory
     from influence import values_kronfluence
-    with TemporaryDirectory() as folder: return values_kronfluence(model, train, valid, folder)
+    with TemporaryDirectory() as folder: return values_kronfluence(deepcopy(model), train, valid, folder)
 
 
 def score(name):
