@@ -16,8 +16,8 @@ from .training import *
 # %% ../../nbs/influence/18_branches.ipynb #f800e843
 from ..core.batches import check_count
 from .body import model_and_loss
-from .mixture import check_through, duration, even_shares, plain
-from .ranking import RANKERS, _interval, check_candidates, idle
+from .mixture import check_through, duration, even_shares, placed, plain
+from .ranking import RANKERS, check_candidates, idle, interval, with_verdicts
 
 # %% ../../nbs/influence/18_branches.ipynb #ba6e043f
 def _advanced(training, now, steps):
@@ -31,22 +31,15 @@ def _branch(training, now, steps, valid):
     theta,_ = _advanced(training, now, steps)
     return training.losses(theta, training.batch.statistics_images(), valid).cpu().numpy()
 
-# %% ../../nbs/influence/18_branches.ipynb #c9ae4818
-def _verdict(change, low, high, above_mixture):
-    if not change.any(): return 'changes nothing'
-    return 'helps' if high<0 else 'may harm' if low>0 and above_mixture else 'cannot tell'
-
 # %% ../../nbs/influence/18_branches.ipynb #8d09eef3
-def _branches_table(ends, n_boot, rng):
-    "The table from each branch's losses; those at `None` had originals only, those at `...` the mixture."
-    none,mixed = ends.pop(None),ends.pop(...)
-    def row(o):
-        low,high = _interval(o-none, n_boot, rng)
-        above = _interval(o-mixed, n_boot, rng)[0]>0
-        return [(o-none).mean(), low, high, _verdict(o-none, low, high, above), (o-mixed).mean()]
-    columns = ['predicted','low','high','verdict','beyond_mixture']
+def _branches_table(none, mixed, ends, n_boot, rng, idle):
+    "The table from the losses of each image: of originals only, of the mixture, and of each candidate's branch."
+    row = lambda o: [(o-none).mean(), *interval(o-none, n_boot, rng), (o-mixed).mean(), interval(o-mixed, n_boot, rng)[0]]
+    columns = ['predicted','low','high','beyond_mixture','beyond_low']
     table = pd.DataFrame.from_dict({k: row(o) for k,o in ends.items()}, 'index', columns=columns)
-    return table.rename_axis('candidate').sort_values('predicted')
+    table = with_verdicts(table, len(none), idle)
+    table.loc[(table.verdict=='may harm')&(table.beyond_low<=0),'verdict'] = 'cannot tell'
+    return table.drop(columns='beyond_low')
 
 # %% ../../nbs/influence/18_branches.ipynb #ef8f758c
 def _told(training, first, steps, n):
@@ -58,10 +51,10 @@ def _told(training, first, steps, n):
 
 # %% ../../nbs/influence/18_branches.ipynb #97aab0f2
 def _ends(trunk, branches, first, left, valid):
-    "Each branch's losses; those of the trunk itself are at `...`."
+    "The losses of each branch, and of the trunk itself at last."
     print(_told(trunk, first, left, len(branches)+1))
     now = _advanced(trunk, (trunk.theta, trunk.rule.start(trunk.theta)), range(first))
-    return {k: _branch(o, now, left, valid) for k,o in progress([*branches.items(), (..., trunk)])}
+    return [_branch(o, now, left, valid) for o in progress([*branches, trunk])]
 
 # %% ../../nbs/influence/18_branches.ipynb #95e361e4
 def rank_through_branches(
@@ -80,15 +73,16 @@ def rank_through_branches(
     **how          # Other settings of `mixture_training`: bs, lr, rule, fresh
 )->pd.DataFrame:   # As `rank_augmentations`, and how far beyond the mixture's own end
     "All candidates by finishing one training with each; raises as `rank_augmentations`."
-    (model,loss),train,valid = model_and_loss(model, loss),Batches(train),Batches(valid)
+    model,loss = model_and_loss(model, loss)
+    train,valid = placed(train, model),placed(valid, model)
     policies,first = check_candidates(candidates, train),int(since*steps)
     check_through(model, loss, train, valid, steps, since, copies)
+    left = range(first, steps, check_count('every', every))
     made = lambda policies, shares: mixture_training(model, train, policies, shares, steps, seed=seed, base=base, **how)
-    trunk = made(policies, even_shares(copies, policies))
-    branches = {None: made({}, [1.])} | {k: made({k: f}, [1-copies,copies]) for k,f in policies.items()}
-    ends = _ends(trunk, branches, first, range(first, steps, check_count('every', every)), plain(valid))
-    idle(policies)
-    return _branches_table(ends, n_boot, np.random.default_rng(seed))
+    branches = [made({}, [1.]), *(made({k: f}, [1-copies,copies]) for k,f in policies.items())]
+    none,*ends,mixed = _ends(made(policies, even_shares(copies, policies)), branches, first, left, plain(valid))
+    ends = dict(zip(policies, ends))
+    return _branches_table(none, mixed, ends, n_boot, np.random.default_rng(seed), idle(policies))
 
 # %% ../../nbs/influence/18_branches.ipynb #0a7f07eb
 RANKERS['branches'] = rank_through_branches

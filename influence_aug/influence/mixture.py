@@ -22,7 +22,7 @@ from .training import *
 from ..core.batches import check_count, check_data
 from ..core.losses import loss_targets
 from .body import model_and_loss, n_outputs
-from .ranking import RANKERS, check_both, check_candidates, idle
+from .ranking import RANKERS, check_both, check_candidates, idle, with_verdicts
 
 # %% ../../nbs/influence/17_mixture.ipynb #8419518d
 def _systematic(shares, n, rng):
@@ -109,11 +109,12 @@ def with_fresh_weights(
 ):
     "A copy of `model` whose layers have drawn their weights anew; raises `ValueError` for a layer that cannot."
     model = deepcopy(model)
+    device = next((o.device for o in model.parameters()), torch.device('cpu'))
     for name,m in model.named_modules():
         if hasattr(m, 'reset_parameters') or not len(m._parameters): continue
         raise ValueError(f"{name or 'The model'} is a {type(m).__name__} whose weights cannot be drawn anew: expected "
                          "layers with reset_parameters(). Give a fresh model, and fresh=False.")
-    with own_randomness(seed), torch.no_grad():
+    with own_randomness(seed, device), torch.no_grad():
         for m in model.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
     return model
@@ -161,10 +162,11 @@ def training_cost(
 # %% ../../nbs/influence/17_mixture.ipynb #a7146f70
 def _told(cost, trainings, T, since, max_bytes):
     "The cost in words."
-    seconds = trainings*(cost['there']+cost['back'])
-    again = '' if cost['bytes']<=max_bytes else '; not all of it is kept, so that every step is made twice'
+    kept = cost['bytes']<=max_bytes
+    minutes = trainings*(cost['there']*(1 if kept else 2)+cost['back'])/60
+    again = '' if kept else '; not all of it is kept, so that steps are made twice'
     times = f'{trainings} trainings of' if trainings>1 else 'One training of'
-    return (f'{times} {T} steps, backwards to step {since}: about {seconds/60:.1f} minutes on this machine. '
+    return (f'{times} {T} steps, backwards to step {since}: about {minutes:.1f} minutes on this machine. '
             f'{cost["bytes"]/1e6:.0f} MB of states{again}.')
 
 # %% ../../nbs/influence/17_mixture.ipynb #59feac82
@@ -197,23 +199,20 @@ def statistics_images(self:MixtureBatches,
     return self.train._plain(self.x[i], self.y[i])[0]
 
 # %% ../../nbs/influence/17_mixture.ipynb #4a164102
-def _rated(training, valid, since, max_bytes=2*1024**3, path=None):
-    "(Validation loss at the end, derivatives in the weights of all samples from step `since` on (steps, n))."
+def _rated(training, valid, since, max_bytes, path):
+    "Derivatives in the weights of all samples from step `since` on, (steps, n)."
     states = States(training, max_bytes)
-    loss,gradient = training.final(states[len(training)][0], training.batch.statistics_images(), valid)
+    gradient = training.final(states[len(training)][0], training.batch.statistics_images(), valid)[1]
     found = Backward(states, gradient, since, path).run().weights
-    return loss,torch.stack([found[t] for t in range(since, len(training))])
+    return torch.stack([found[t] for t in range(since, len(training))])
 
 # %% ../../nbs/influence/17_mixture.ipynb #9539fda1
-def _table(runs, share, idle):
-    "The mean of the rates of `runs`, as `rank_augmentations` has it; `idle` changed nothing."
+def _table(runs, share, idle, n):
+    "The mean of the rates of `runs`, by `n` validation images, as `rank_augmentations` has it."
     rate = np.mean([o.rate for o in runs], 0)
     se = np.sqrt(np.mean([o.se**2 for o in runs], 0)/len(runs))
-    low,high = rate-1.96*se,rate+1.96*se
-    found = [runs[0].index.isin(idle), high<0, low>0]
-    verdict = np.select(found, ['changes nothing','helps','may harm'], 'cannot tell')
-    return pd.DataFrame(dict(predicted=share*rate, low=share*low, high=share*high, verdict=verdict, rate=rate, se=se,
-                             z=rate/se), index=runs[0].index).sort_values('predicted')
+    columns = dict(predicted=share*rate, low=share*(rate-1.96*se), high=share*(rate+1.96*se), rate=rate, se=se, z=rate/se)
+    return with_verdicts(pd.DataFrame(columns, index=runs[0].index), n, idle)
 
 # %% ../../nbs/influence/17_mixture.ipynb #aaa8cba1
 def even_shares(
@@ -222,6 +221,22 @@ def even_shares(
 ):
     "Shares of the originals and of each candidate, (1+K,)."
     return [1-copies, *[copies/len(policies)]*len(policies)]
+
+# %% ../../nbs/influence/17_mixture.ipynb #48e56ec2
+def placed(
+    data,  # As for `Batches`
+    model, # Whose device and type it should have
+):
+    "`Batches` of `data` on the device and in the type of `model`."
+    like = next(model.parameters())
+    return Batches(data, device=like.device, dtype=like.dtype)
+
+# %% ../../nbs/influence/17_mixture.ipynb #54d171d8
+def _saved_in(path, trainings):
+    "A file for each training in the folder `path`, made if need be; None for each without one."
+    if path is None: return [None]*trainings
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return [Path(path)/f'{k}.pt' for k in range(trainings)]
 
 # %% ../../nbs/influence/17_mixture.ipynb #708d74ea
 def rank_through_training(
@@ -243,15 +258,18 @@ def rank_through_training(
     **how          # Other settings of `mixture_training`: bs, lr, rule, fresh
 )->pd.DataFrame:   # As `rank_augmentations`, and rate, se, z
     "All candidates ranked by going back through trainings on their mixture; raises as `rank_augmentations`."
-    (model,loss),train,valid = model_and_loss(model, loss),Batches(train),Batches(valid)
+    if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
+    model,loss = model_and_loss(model, loss)
+    train,valid = placed(train, model),placed(valid, model)
     policies,first = check_candidates(candidates, train),int(since*steps)
     check_through(model, loss, train, valid, steps, since, copies)
     made = partial(mixture_training, model, train, policies, even_shares(copies, policies), steps, base=base, **how)
-    trained = [made(seed=seed+1000*k) for k in range(trainings)]
+    trained = [made(seed=seed+1000*k) for k in range(check_count('trainings', trainings))]
     print(_told(training_cost(trained[0], first), trainings, steps, first, max_bytes))
-    rated = [_rated(o, plain(valid), first, max_bytes, path and Path(path)/f'{k}.pt') for k,o in enumerate(trained)]
-    rates = [candidate_rates(w, o.batch.drawn[first:], list(policies), clip) for (_,w),o in zip(rated, trained)]
-    return _table(rates, share, idle(policies))
+    pixels,files = plain(valid),_saved_in(path, trainings)
+    rated = [candidate_rates(_rated(o, pixels, first, max_bytes, f), o.batch.drawn[first:], list(policies), clip)
+             for o,f in zip(trained, files)]
+    return _table(rated, share, idle(policies), len(pixels[1]))
 
 # %% ../../nbs/influence/17_mixture.ipynb #b1a2e78a
 RANKERS['training'] = rank_through_training

@@ -74,7 +74,11 @@ def _effects(infl, policy, share, draws, seed):
     return dict(first_order=first_order.cpu().numpy(), refit=_loss_changes(W, W_share, valid).cpu().numpy())
 
 # %% ../../nbs/influence/14_ranking.ipynb #0455fc01
-def _interval(changes, n_boot, rng):
+def interval(
+    changes, # Of each validation image's loss (n,)
+    n_boot,  # Bootstrap samples
+    rng,     # A NumPy generator
+):
     "95% bootstrap interval of the mean of `changes` (n,)."
     means = [changes[rng.integers(0, len(changes), len(changes))].mean() for _ in range(n_boot)]
     return np.quantile(means, [.025,.975])
@@ -127,18 +131,27 @@ def check_both(
     for name,batches in (('train',train), ('valid',valid)):
         for x,_ in batches: _check_range(name, one.to_pixels(x))
 
+# %% ../../nbs/influence/14_ranking.ipynb #1b68f60b
+def with_verdicts(
+    table, # predicted, low, high of each candidate
+    n,     # Validation images
+    idle,  # Names of candidates that changed nothing
+):
+    "`table` with a verdict for each, best first; warns of fewer than ten images."
+    found = [table.index.isin(idle), table.high<0, table.low>0]
+    table.insert(3, 'verdict', np.select(found, ['changes nothing','helps','may harm'], 'cannot tell'))
+    if n<10:
+        warnings.warn(f"{n} validation images: expected 10 or more for a verdict. Their intervals are too narrow.")
+        table.loc[table['verdict']!='changes nothing','verdict'] = 'cannot tell'
+    return table.rename_axis('candidate').sort_values('predicted')
+
 # %% ../../nbs/influence/14_ranking.ipynb #c54e2ef8
 def _ranked(effects, n_boot, rng, idle=()):
     "The table of `rank_augmentations` from each candidate's effects; `idle` are those that changed nothing."
     columns = ['predicted','low','high','first_order']
-    row = lambda o: [o['refit'].mean(), *_interval(o['refit'], n_boot, rng), o['first_order'].mean()]
+    row = lambda o: [o['refit'].mean(), *interval(o['refit'], n_boot, rng), o['first_order'].mean()]
     table = pd.DataFrame({k: row(o) for k,o in effects.items()}, index=columns).T
-    found = [table.index.isin(idle), table.high<0, table.low>0]
-    table.insert(3, 'verdict', np.select(found, ['changes nothing','helps','may harm'], 'cannot tell'))
-    if (n := len(next(iter(effects.values()))['refit']))<10:
-        warnings.warn(f"{n} validation images: expected 10 or more for a verdict. Their intervals are too narrow.")
-        table.loc[table['verdict']!='changes nothing','verdict'] = 'cannot tell'
-    return table.rename_axis('candidate').sort_values('predicted')
+    return with_verdicts(table, len(next(iter(effects.values()))['refit']), idle)
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
 def rank_through_head(
