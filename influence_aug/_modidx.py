@@ -1032,6 +1032,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture.plain': ( 'influence/mixture.html#plain',
                                                                                             'influence_aug/influence/mixture.py'),
+                                                 'influence_aug.influence.mixture.prepared': ( 'influence/mixture.html#prepared',
+                                                                                               'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture.rank_through_training': ( 'influence/mixture.html#rank_through_training',
                                                                                                             'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture.training_cost': ( 'influence/mixture.html#training_cost',

@@ -15,9 +15,8 @@ from .training import *
 
 # %% ../../nbs/influence/18_branches.ipynb #f800e843
 from ..core.batches import check_count
-from .body import model_and_loss
-from .mixture import check_through, duration, even_shares, placed, plain
-from .ranking import RANKERS, check_candidates, idle, interval, with_verdicts
+from .mixture import duration, even_shares, plain, prepared
+from .ranking import RANKERS, idle, interval, with_verdicts
 
 # %% ../../nbs/influence/18_branches.ipynb #ba6e043f
 def _advanced(training, now, steps):
@@ -34,7 +33,8 @@ def _branch(training, now, steps, valid):
 # %% ../../nbs/influence/18_branches.ipynb #8d09eef3
 def _branches_table(none, mixed, ends, n_boot, rng, idle):
     "The table from the losses of each image: of originals only, of the mixture, and of each candidate's branch."
-    row = lambda o: [(o-none).mean(), *interval(o-none, n_boot, rng), (o-mixed).mean(), interval(o-mixed, n_boot, rng)[0]]
+    bounds = lambda o: interval(o, n_boot, rng)
+    row = lambda o: [(o-none).mean(), *bounds(o-none), (o-mixed).mean(), bounds(o-mixed)[0]]
     columns = ['predicted','low','high','beyond_mixture','beyond_low']
     table = pd.DataFrame.from_dict({k: row(o) for k,o in ends.items()}, 'index', columns=columns)
     table = with_verdicts(table, len(none), idle)
@@ -73,16 +73,13 @@ def rank_through_branches(
     **how          # Other settings of `mixture_training`: bs, lr, rule, fresh
 )->pd.DataFrame:   # As `rank_augmentations`, and how far beyond the mixture's own end
     "All candidates by finishing one training with each; raises as `rank_augmentations`."
-    model,loss = model_and_loss(model, loss)
-    train,valid = placed(train, model),placed(valid, model)
-    policies,first = check_candidates(candidates, train),int(since*steps)
-    check_through(model, loss, train, valid, steps, since, copies)
+    model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps=steps, since=since, copies=copies)
+    first = int(since*steps)
     left = range(first, steps, check_count('every', every))
     made = lambda policies, shares: mixture_training(model, train, policies, shares, steps, seed=seed, base=base, **how)
     branches = [made({}, [1.]), *(made({k: f}, [1-copies,copies]) for k,f in policies.items())]
     none,*ends,mixed = _ends(made(policies, even_shares(copies, policies)), branches, first, left, plain(valid))
-    ends = dict(zip(policies, ends))
-    return _branches_table(none, mixed, ends, n_boot, np.random.default_rng(seed), idle(policies))
+    return _branches_table(none, mixed, dict(zip(policies, ends)), n_boot, np.random.default_rng(seed), idle(policies))
 
 # %% ../../nbs/influence/18_branches.ipynb #0a7f07eb
 RANKERS['branches'] = rank_through_branches

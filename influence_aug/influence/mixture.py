@@ -211,7 +211,8 @@ def _table(runs, share, idle, n):
     "The mean of the rates of `runs`, by `n` validation images, as `rank_augmentations` has it."
     rate = np.mean([o.rate for o in runs], 0)
     se = np.sqrt(np.mean([o.se**2 for o in runs], 0)/len(runs))
-    columns = dict(predicted=share*rate, low=share*(rate-1.96*se), high=share*(rate+1.96*se), rate=rate, se=se, z=rate/se)
+    low,high = share*(rate-1.96*se),share*(rate+1.96*se)
+    columns = dict(predicted=share*rate, low=low, high=high, rate=rate, se=se, z=rate/se)
     return with_verdicts(pd.DataFrame(columns, index=runs[0].index), n, idle)
 
 # %% ../../nbs/influence/17_mixture.ipynb #aaa8cba1
@@ -230,6 +231,22 @@ def placed(
     "`Batches` of `data` on the device and in the type of `model`."
     like = next(model.parameters())
     return Batches(data, device=like.device, dtype=like.dtype)
+
+# %% ../../nbs/influence/17_mixture.ipynb #9bdf6f9e
+def prepared(
+    model,      # A classifier, or a Learner
+    loss,       # As for `rank_augmentations`
+    train,      # The same
+    valid,      # The same
+    candidates, # The same
+    **settings  # steps, since, copies, as for `check_through`
+):              # (model, `Batches`, `Batches`, name → `Policy`)
+    "What a ranking through training works with, checked."
+    model,loss = model_and_loss(model, loss)
+    train,valid = placed(train, model),placed(valid, model)
+    policies = check_candidates(candidates, train)
+    check_through(model, loss, train, valid, **settings)
+    return model,train,valid,policies
 
 # %% ../../nbs/influence/17_mixture.ipynb #54d171d8
 def _saved_in(path, trainings):
@@ -259,16 +276,13 @@ def rank_through_training(
 )->pd.DataFrame:   # As `rank_augmentations`, and rate, se, z
     "All candidates ranked by going back through trainings on their mixture; raises as `rank_augmentations`."
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
-    model,loss = model_and_loss(model, loss)
-    train,valid = placed(train, model),placed(valid, model)
-    policies,first = check_candidates(candidates, train),int(since*steps)
-    check_through(model, loss, train, valid, steps, since, copies)
+    model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps=steps, since=since, copies=copies)
+    first,pixels = int(since*steps),plain(valid)
     made = partial(mixture_training, model, train, policies, even_shares(copies, policies), steps, base=base, **how)
     trained = [made(seed=seed+1000*k) for k in range(check_count('trainings', trainings))]
     print(_told(training_cost(trained[0], first), trainings, steps, first, max_bytes))
-    pixels,files = plain(valid),_saved_in(path, trainings)
     rated = [candidate_rates(_rated(o, pixels, first, max_bytes, f), o.batch.drawn[first:], list(policies), clip)
-             for o,f in zip(trained, files)]
+             for o,f in zip(trained, _saved_in(path, trainings))]
     return _table(rated, share, idle(policies), len(pixels[1]))
 
 # %% ../../nbs/influence/17_mixture.ipynb #b1a2e78a
