@@ -1004,6 +1004,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture.MixtureBatches.statistics_images': ( 'influence/mixture.html#mixturebatches.statistics_images',
                                                                                                                        'influence_aug/influence/mixture.py'),
+                                                 'influence_aug.influence.mixture._check_drawn': ( 'influence/mixture.html#_check_drawn',
+                                                                                                   'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture._passes': ( 'influence/mixture.html#_passes',
                                                                                               'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture._rated': ( 'influence/mixture.html#_rated',

@@ -73,7 +73,7 @@ def rank_through_branches(
     **how          # Other settings of `mixture_training`: bs, lr, rule, fresh
 )->pd.DataFrame:   # As `rank_augmentations`, and how far beyond the mixture's own end
     "All candidates by finishing one training with each; raises as `rank_augmentations`."
-    model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps=steps, since=since, copies=copies)
+    model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps, since, copies)
     first = int(since*steps)
     left = range(first, steps, check_count('every', every))
     made = lambda policies, shares: mixture_training(model, train, policies, shares, steps, seed=seed, base=base, **how)

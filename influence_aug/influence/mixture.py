@@ -102,18 +102,22 @@ def candidate_rates(
     rate,se = len(c)*(mean[1:]-mean[0]),len(c)*np.sqrt(var[1:]/n[1:]+var[0]/n[0])
     return pd.DataFrame(dict(rate=rate, se=se, z=rate/se, n=n[1:].astype(int)), index=pd.Index(names, name='candidate'))
 
+# %% ../../nbs/influence/17_mixture.ipynb #01b789fd
+def _check_drawn(model):
+    for name,m in model.named_modules():
+        if hasattr(m, 'reset_parameters') or not len(m._parameters): continue
+        raise ValueError(f"{name or 'The model'} is a {type(m).__name__} whose weights cannot be drawn anew: expected "
+                         "layers with reset_parameters(). Give a fresh model, and fresh=False.")
+
 # %% ../../nbs/influence/17_mixture.ipynb #f3f2a621
 def with_fresh_weights(
     model,  # A module
     seed=0, # Of the draw
 ):
     "A copy of `model` whose layers have drawn their weights anew; raises `ValueError` for a layer that cannot."
+    _check_drawn(model)
     model = deepcopy(model)
     device = next((o.device for o in model.parameters()), torch.device('cpu'))
-    for name,m in model.named_modules():
-        if hasattr(m, 'reset_parameters') or not len(m._parameters): continue
-        raise ValueError(f"{name or 'The model'} is a {type(m).__name__} whose weights cannot be drawn anew: expected "
-                         "layers with reset_parameters(). Give a fresh model, and fresh=False.")
     with own_randomness(seed, device), torch.no_grad():
         for m in model.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
@@ -239,13 +243,13 @@ def prepared(
     train,      # The same
     valid,      # The same
     candidates, # The same
-    **settings  # steps, since, copies, as for `check_through`
+    *settings   # steps, since, copies, as for `check_through`
 ):              # (model, `Batches`, `Batches`, name → `Policy`)
     "What a ranking through training works with, checked."
     model,loss = model_and_loss(model, loss)
     train,valid = placed(train, model),placed(valid, model)
     policies = check_candidates(candidates, train)
-    check_through(model, loss, train, valid, **settings)
+    check_through(model, loss, train, valid, *settings)
     return model,train,valid,policies
 
 # %% ../../nbs/influence/17_mixture.ipynb #54d171d8
@@ -276,7 +280,7 @@ def rank_through_training(
 )->pd.DataFrame:   # As `rank_augmentations`, and rate, se, z
     "All candidates ranked by going back through trainings on their mixture; raises as `rank_augmentations`."
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
-    model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps=steps, since=since, copies=copies)
+    model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps, since, copies)
     first,pixels = int(since*steps),plain(valid)
     made = partial(mixture_training, model, train, policies, even_shares(copies, policies), steps, base=base, **how)
     trained = [made(seed=seed+1000*k) for k in range(check_count('trainings', trainings))]
