@@ -5,10 +5,10 @@
     python benchmarks/training.py score smooth     # every method, one row each in results/training_lds.csv
     python benchmarks/training.py score f
 
-600 digits (seed 0). `smooth` is a small CNN with GroupNorm, GELU and average pooling under SGD (what is known to help, not a finding); `f` is the project's F under
-Adam, as it stands. A method's value of a sample is the change of the loss of 500 validation images that it predicts if the
+600 digits (seed 0). `smooth` is a small CNN with GroupNorm, GELU and average pooling under SGD with a highest learning rate
+of 0.01; `smooth_0.02` and `smooth_0.1` are the same with higher ones; `f` is the project's F under Adam, as it stands. A method's value of a sample is the change of the loss of 500 validation images that it predicts if the
 sample is left out; LDS is Spearman's correlation, over the 40 sets, of the sum of values with the change by retraining.
-Peers (dattri's TRAK and TracIn, kronfluence's EK-FAC) are measured if they are installed.
+Peers (dattri's TRAK and TracIn, captum's TracIn and Arnoldi, kronfluence's EK-FAC) are measured if they are installed.
 """
 import argparse
 import sys
@@ -50,9 +50,16 @@ def smooth_net():
                          nn.Flatten(), nn.Linear(144, 10))
 
 
+def smooth(lr): return smooth_net, dict(rule=sgd(.9), lr=lr, steps=300, bs=100)
+
+
+SETTINGS = {'smooth': smooth(.01), 'smooth_0.02': smooth(.02), 'smooth_0.1': smooth(.1), 'f': (lambda: small_cnn(1, 10), {})}
+
+
 def setting(name, train):
     torch.manual_seed(0)
-    model, how = dict(smooth=(smooth_net(), dict(rule=sgd(.9), lr=.1, steps=300, bs=100)), f=(small_cnn(1, 10), {}))[name]
+    make, how = SETTINGS[name]
+    model = make()
     training = mixture_training(model, Batches(train), {}, [1.], fresh=False, **how)
     return training, training.batch.images
 
@@ -140,6 +147,34 @@ def by_tracin(training, states, train, valid, model):
     return found.attribute(*loaders(train, valid)).mean(1)
 
 
+def captum_parts(training, states, model):
+    "Checkpoints at quarters of the training, with their learning rates, as captum reads them."
+    T = len(training)
+    at = [int(T*q) for q in (.25, .5, .75, 1.)]
+    def load(m, t):
+        with torch.no_grad(): nn.utils.vector_to_parameters(states[t][0], m.parameters())
+        return training.lrs[min(t, T-1)]*T/len(at)
+    return at, load
+
+
+def by_captum_tracin(training, states, train, valid, model):
+    from captum.influence import TracInCP
+    at, load = captum_parts(training, states, model)
+    found = TracInCP(deepcopy(model), torch.utils.data.TensorDataset(*train), at, load,
+                     loss_fn=nn.CrossEntropyLoss(reduction='sum'), batch_size=100, sample_wise_grads_per_batch=True)
+    return found.influence(valid).mean(0)
+
+
+def by_captum_arnoldi(training, states, train, valid, model):
+    from captum.influence import ArnoldiInfluenceFunction
+    _, load = captum_parts(training, states, model)
+    torch.manual_seed(0)
+    found = ArnoldiInfluenceFunction(deepcopy(model), torch.utils.data.TensorDataset(*train), len(training), load,
+                                     loss_fn=nn.CrossEntropyLoss(reduction='sum'), batch_size=100, projection_dim=50,
+                                     sample_wise_grads_per_batch=True)
+    return found.influence(valid).mean(0)
+
+
 def by_ekfac(model, train, valid):
     from tempfile import TemporaryDirectory
     from influence import values_kronfluence
@@ -154,7 +189,9 @@ def score(name):
     values = {'through training': timed(lambda: through(training, states, order, x, valid, len(y)))}
     model = trained(training, states, x)
     rest = {'head influence': lambda: by_head(model, (x, y), valid), 'EK-FAC (kronfluence)': lambda: by_ekfac(model, (x, y), valid),
-            'TRAK (dattri)': lambda: by_trak(model, (x, y), valid), 'TracIn (dattri)': lambda: by_tracin(training, states, (x, y), valid, model)}
+            'TRAK (dattri)': lambda: by_trak(model, (x, y), valid), 'TracIn (dattri)': lambda: by_tracin(training, states, (x, y), valid, model),
+            'TracIn (captum)': lambda: by_captum_tracin(training, states, (x, y), valid, model),
+            'Arnoldi (captum)': lambda: by_captum_arnoldi(training, states, (x, y), valid, model)}
     for k, f in rest.items():
         try: values[k] = timed(f)
         except ImportError as e: print(f'{k} is not installed ({e})')
@@ -176,7 +213,7 @@ def timed(f):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=['retrain', 'score'])
-    p.add_argument('setting', choices=['smooth', 'f'])
+    p.add_argument('setting', choices=list(SETTINGS))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     a = p.parse_args()
