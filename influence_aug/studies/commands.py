@@ -13,14 +13,16 @@ from .quality import GENERATOR, RANGES
 from .ranking import CORRELATIONS, RANKING, RETRAINING
 from .run import *
 from .run import parse_settings
+from .learned import LEARNED
 from .search import SEARCH
 from .shift import SHIFT
+from .smoothness import SMOOTHNESS
 from .through import THROUGH_RANKING
 from .toy_measures import TOY, TOY_FRESH
 
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
-                               GENERATOR, RANGES, SHIFT, THROUGH_RANKING)}
+                               GENERATOR, RANGES, SHIFT, THROUGH_RANKING, SMOOTHNESS, LEARNED)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):
