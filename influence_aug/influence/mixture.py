@@ -74,17 +74,27 @@ class MixtureBatches:
 def __call__(self:MixtureBatches, t):
     i,k = self.images[t],self.drawn[t]
     x,y = self.train._plain(self.x[i], self.y[i])
-    return self._changed(x, k.to(x.device), t),y
+    with torch.no_grad(): return self._changed(x, k.to(x.device), t),y
 
 # %% ../../nbs/influence/17_mixture.ipynb #7bdf98fa
 @patch
 def _changed(self:MixtureBatches, x, k, t):
     "Each of `x` under the policy that `k` (n,) tells, 0 for none."
     x = self.scale.to_pixels(x).clone()
-    with own_randomness(100_003*self.seed+t, x.device), torch.no_grad():
+    with own_randomness(100_003*self.seed+t, x.device):
         for c in sorted(set(k.tolist())-{0}): x[k==c] = self.policies[c-1](x[k==c])
         if self.base: x = self.base(x)
     return self.scale.from_pixels(x)
+
+# %% ../../nbs/influence/17_mixture.ipynb #6d93b28b
+@patch
+def images_of(self:MixtureBatches,
+    t, # Which step
+):
+    "The images of step `t` as at any call, (n, …), with a graph to the parameters of the policies."
+    i,k = self.images[t],self.drawn[t]
+    x = self.train._plain(self.x[i], self.y[i])[0]
+    with torch.enable_grad(): return self._changed(x, k.to(x.device), t)
 
 # %% ../../nbs/influence/17_mixture.ipynb #030f8af5
 def candidate_rates(
