@@ -48,7 +48,7 @@ def exponentiated(
 ):            # (1+K,)
     "`shares` after one step of the exponentiated gradient."
     r = np.r_[0., np.asarray(rates, float)]
-    p = np.asarray(shares)*np.exp(-step*r/np.sqrt((r**2).mean()))
+    p = np.asarray(shares)*np.exp(-step*r/max(np.sqrt((r**2).mean()), 1e-300))
     return p/p.sum()
 
 # %% ../../nbs/augment/31_learned_mixture.ipynb #a2046826
