@@ -354,6 +354,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                          'influence_aug/augment/learned_mixture.py'),
                                                        'influence_aug.augment.learned_mixture._learned': ( 'augment/learned_mixture.html#_learned',
                                                                                                            'influence_aug/augment/learned_mixture.py'),
+                                                       'influence_aug.augment.learned_mixture._rates_of': ( 'augment/learned_mixture.html#_rates_of',
+                                                                                                            'influence_aug/augment/learned_mixture.py'),
                                                        'influence_aug.augment.learned_mixture.exponentiated': ( 'augment/learned_mixture.html#exponentiated',
                                                                                                                 'influence_aug/augment/learned_mixture.py'),
                                                        'influence_aug.augment.learned_mixture.learn_mixture': ( 'augment/learned_mixture.html#learn_mixture',
@@ -1074,7 +1076,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture.saved_in': ( 'influence/mixture.html#saved_in',
                                                                                                'influence_aug/influence/mixture.py'),
-                                                 'influence_aug.influence.mixture.told_cost': ( 'influence/mixture.html#told_cost',
+                                                 'influence_aug.influence.mixture.tell_cost': ( 'influence/mixture.html#tell_cost',
                                                                                                 'influence_aug/influence/mixture.py'),
                                                  'influence_aug.influence.mixture.training_cost': ( 'influence/mixture.html#training_cost',
                                                                                                     'influence_aug/influence/mixture.py'),
@@ -1705,5 +1707,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'influence_aug/studies/training_checks.py'),
                                                        'influence_aug.studies.training_checks._spent': ( 'studies/training_checks.html#_spent',
                                                                                                          'influence_aug/studies/training_checks.py'),
-                                                       'influence_aug.studies.training_checks.check_training': ( 'studies/training_checks.html#check_training',
-                                                                                                                 'influence_aug/studies/training_checks.py')}}}
+                                                       'influence_aug.studies.training_checks.measure_training': ( 'studies/training_checks.html#measure_training',
+                                                                                                                   'influence_aug/studies/training_checks.py')}}}

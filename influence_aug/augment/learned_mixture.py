@@ -17,7 +17,7 @@ from ..influence.training import *
 # %% ../../nbs/augment/31_learned_mixture.ipynb #bd1470e7
 from ..core.batches import check_count
 from ..core.policy import as_policy
-from ..influence.mixture import even_shares, prepared, plain, saved_in, told_cost
+from ..influence.mixture import even_shares, prepared, plain, saved_in, tell_cost
 from ..influence.ranking import idle
 
 # %% ../../nbs/augment/31_learned_mixture.ipynb #651a30b5
@@ -29,8 +29,9 @@ class MixturePolicy:
     ):
         self.policies = {k: as_policy(f) for k,f in candidates.items()}
         self.shares = torch.as_tensor(shares).double()
-        if len(self.shares)!=len(self.policies)+1 or self.shares.min()<0 or abs(self.shares.sum()-1)>1e-6: raise ValueError(
-            f"shares={self.shares.tolist()}: expected {len(self.policies)+1} numbers from 0 on with the sum 1.")
+        n = len(self.policies)+1
+        if len(self.shares)!=n or self.shares.min()<0 or abs(self.shares.sum()-1)>1e-6: raise ValueError(
+            f"shares={self.shares.tolist()}: expected {n} numbers from 0 on with the sum 1.")
 
 # %% ../../nbs/augment/31_learned_mixture.ipynb #a808381a
 @patch
@@ -88,6 +89,12 @@ def _learned(history, rates, policies):
     return LearnedMixture(history.iloc[-1].rename('share'), history, pd.concat(dict(enumerate(rates))),
                           MixturePolicy(policies, history.iloc[-1].to_numpy()))
 
+# %% ../../nbs/augment/31_learned_mixture.ipynb #23695840
+def _rates_of(training, pixels, first, max_bytes, file, names, clip):
+    "The rates of one round."
+    weights = sample_derivatives(training, pixels, first, max_bytes, file)
+    return candidate_rates(weights, training.batch.drawn[first:], names, clip)
+
 # %% ../../nbs/augment/31_learned_mixture.ipynb #bbb22b37
 def learn_mixture(
     model,         # A classifier, or a Learner
@@ -110,13 +117,10 @@ def learn_mixture(
     "The shares that `rounds` trainings lead to; raises as `rank_augmentations`."
     if step<=0: raise ValueError(f"step={step}: expected a number above 0, such as 1.5.")
     model,train,valid,policies = prepared(model, loss, train, valid, candidates, steps, since, copies)
-    first,pixels,names = int(since*steps),plain(valid),list(policies)
-    start,found = even_shares(copies, policies),[]
-    history = [start]
+    first,pixels,history,found = int(since*steps),plain(valid),[even_shares(copies, policies)],[]
     for k,file in enumerate(saved_in(path, check_count('rounds', rounds))):
         made = mixture_training(model, train, policies, history[-1], steps, base=base, seed=seed+1000*k, **how)
-        if not k: print(told_cost(training_cost(made, first), rounds, steps, first, max_bytes))
-        weights = sample_derivatives(made, pixels, first, max_bytes, file)
-        found.append(candidate_rates(weights, made.batch.drawn[first:], names, clip))
-        history.append(exponentiated(start, pooled_rates(found), (k+1)*step))
+        if not k: tell_cost(made, rounds, first, max_bytes)
+        found.append(_rates_of(made, pixels, first, max_bytes, file, list(policies), clip))
+        history.append(exponentiated(history[0], pooled_rates(found), (k+1)*step))
     return _learned(history, found, policies)

@@ -7,7 +7,7 @@ __all__ = ['trained_with', 'sign_agreement', 'metasmoothness', 'leaving', 'rando
            'smoothness_report']
 
 # %% ../../nbs/influence/19_smoothness.ipynb #1e50d2ab
-import pandas as pd, torch, warnings
+import torch, warnings
 from torch import nn
 from typing import NamedTuple
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,7 +42,7 @@ def metasmoothness(
     v,        # Step number ↦ direction in the weights of its samples (n,)
     h=.5,     # Length of each of the two steps
 )->float:     # In [-1, 1]; 1 is smooth
-    "Empirical metasmoothness (Engstrom et al. 2025) along `v`, from three trainings; raises `ValueError` if `v` moves nothing."
+    "Empirical metasmoothness (Engstrom et al. 2025) along `v`; raises `ValueError` if that moves nothing."
     at = [trained_with(training, lambda t: 1+k*h*v(t)) for k in range(3)]
     a,b = at[1]-at[0],at[2]-at[1]
     if not a.any(): raise ValueError("v changes nothing of this training: expected a direction that is not zero at "
