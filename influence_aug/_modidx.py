@@ -1707,5 +1707,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'influence_aug/studies/training_checks.py'),
                                                        'influence_aug.studies.training_checks._spent': ( 'studies/training_checks.html#_spent',
                                                                                                          'influence_aug/studies/training_checks.py'),
+                                                       'influence_aug.studies.training_checks._spent_branches': ( 'studies/training_checks.html#_spent_branches',
+                                                                                                                  'influence_aug/studies/training_checks.py'),
                                                        'influence_aug.studies.training_checks.measure_training': ( 'studies/training_checks.html#measure_training',
                                                                                                                    'influence_aug/studies/training_checks.py')}}}

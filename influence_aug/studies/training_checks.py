@@ -6,7 +6,7 @@
 __all__ = ['RANKINGS', 'FIGURES', 'TRAINING_CHECKS', 'measure_training']
 
 # %% ../../nbs/studies/55_training_checks.ipynb #a2cc6a3b
-import functools, time, torch
+import time, torch
 from functools import partial
 from torch import nn
 from ..core.batches import *
@@ -86,8 +86,8 @@ def _seconds(f):
     return time.perf_counter()-start
 
 # %% ../../nbs/studies/55_training_checks.ipynb #2a78cafb
-@functools.lru_cache(1)
 def _backward_over_training(pairs=25):
+    "Median times of a step back and a step there."
     training = _f_training(100)
     now = training.theta,training.rule.start(training.theta)
     adjoint = tuple(torch.zeros_like(o) for o in (now[0],*now[1]))
@@ -97,12 +97,18 @@ def _backward_over_training(pairs=25):
     return back/there,'<= 4',f'medians of {pairs} in turn: {1000*there:.0f} and {1000*back:.0f} ms; F, a step of 64'
 
 # %% ../../nbs/studies/55_training_checks.ipynb #72a6b00b
-def _spent(back_over_there):
-    "Trainings that each ranking takes, a step back counted as so many steps."
-    how,n = THROUGH['training'],len(CANDIDATES)+2
-    back = how['trainings']*(1+(1-how['since'])*back_over_there)
-    branches = .5+n*.5/THROUGH['branches']['every']
-    return max(back, branches),'<= 6',f'going back {back:.2f}, branches {branches:.2f}'
+def _spent():
+    "Trainings that going back takes, a step back counted as so many steps, by the ratio in the file."
+    rows,how = read_results('results/training_influence.csv').set_index('check'),THROUGH['training']
+    ratio = rows.value['backward_over_training']
+    n,note = how['trainings'],f'{how["trainings"]} trainings, a step back {ratio:.2f} steps'
+    return n*(1+(1-how['since'])*ratio),'<= 6',note
+
+# %% ../../nbs/studies/55_training_checks.ipynb #1d125f6a
+def _spent_branches():
+    "Trainings that all branches take together."
+    since,every,n = *THROUGH['branches'].values(),len(CANDIDATES)+2
+    return since+n*(1-since)/every,'<= 6',f'{n} branches'
 
 # %% ../../nbs/studies/55_training_checks.ipynb #37163e68
 def _memory():
@@ -125,7 +131,7 @@ RANKINGS = {
 # %% ../../nbs/studies/55_training_checks.ipynb #57d62264
 FIGURES = {
     'fd_err': _fd_err, 'memory_over_limit': _memory, 'backward_over_training': _backward_over_training,
-    'trainings_spent': lambda: _spent(_backward_over_training()[0]),
+    'trainings_spent': _spent, 'trainings_spent_branches': _spent_branches,
     'lds_smooth': lambda: _lds('smooth', '>= 0.9'), 'lds_f': lambda: _lds('f', ''),
     **{k: partial(f, 'training') for k,f in RANKINGS.items()},
     **{f'{k}_branches': partial(f, 'branches') for k,f in RANKINGS.items()},
