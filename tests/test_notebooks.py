@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
 from run_notebooks import executed, notebooks
+from warm import warm_kernels
 
 NOTEBOOKS = notebooks()
 
@@ -20,8 +21,8 @@ NOTEBOOKS = notebooks()
 @pytest.fixture(scope='module')
 def runs():
     "All notebooks, two at a time."
-    with ThreadPoolExecutor(2) as pool:
-        futures = {path: pool.submit(executed, path) for path in NOTEBOOKS}
+    with warm_kernels() as kernel, ThreadPoolExecutor(2) as pool:
+        futures = {path: pool.submit(executed, path, kernel=kernel) for path in NOTEBOOKS}
         yield futures
         pool.shutdown(cancel_futures=True)
     seconds, slowest = max((f.result()[1], p.name) for p, f in futures.items() if f.done() and not f.cancelled() and not f.exception())

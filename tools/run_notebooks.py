@@ -25,10 +25,10 @@ def notebooks():
     return sorted((ROOT/'nbs').glob('*.ipynb')) + sorted((ROOT/'nbs').glob('*/*.ipynb'), key=lambda p: p.name)
 
 
-def executed(path, skipped=SKIPPED):
+def executed(path, skipped=SKIPPED, kernel='python3'):
     "The notebook at `path` run from a clean kernel, and the seconds it took."
     start, nb = time.time(), nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=dict(metadata=dict(path=path.parent)),
+    client = NotebookClient(nb, timeout=1800, kernel_name=kernel, resources=dict(metadata=dict(path=path.parent)),
                             extra_arguments=['--log-level=ERROR'])
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
