@@ -7,11 +7,12 @@ __all__ = ['MixtureBatches', 'candidate_rates', 'with_fresh_weights', 'mixture_t
            'sample_derivatives', 'rank_through_training']
 
 # %% ../../nbs/influence/17_mixture.ipynb #c34f42e4
-import numpy as np, pandas as pd, time, torch
+import numpy as np, pandas as pd, torch
 from copy import deepcopy
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
+from timeit import timeit
 from ..core.batches import *
 from ..core.randomness import own_randomness
 from .ranking import *
@@ -157,10 +158,8 @@ def duration(
     f, # What to do; it is done twice
 ):
     "Seconds that `f` takes the second time."
-    for _ in range(2):
-        start = time.time()
-        f()
-    return time.time()-start
+    f()
+    return timeit(f, number=1)
 
 # %% ../../nbs/influence/17_mixture.ipynb #ea616e1a
 def training_cost(

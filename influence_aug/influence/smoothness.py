@@ -41,10 +41,12 @@ def metasmoothness(
     training, # A `Training`
     v,        # Step number ↦ direction in the weights of its samples (n,)
     h=.5,     # Length of each of the two steps
+    start=None, # θ at the end of the training as it is, where that is known
 )->float:     # In [-1, 1]; 1 is smooth
     "Empirical metasmoothness (Engstrom et al. 2025) along `v`; raises `ValueError` if that moves nothing."
-    at = [trained_with(training, lambda t: 1+k*h*v(t)) for k in range(3)]
-    a,b = at[1]-at[0],at[2]-at[1]
+    start = trained_with(training, lambda t: None) if start is None else start
+    one,two = (trained_with(training, lambda t: 1+k*h*v(t)) for k in (1,2))
+    a,b = one-start,two-one
     if not a.any(): raise ValueError("v changes nothing of this training: expected a direction that is not zero at "
                                      "all of its steps.")
     return sign_agreement(a, b)
@@ -112,8 +114,9 @@ def smoothness_report(
 )->Smoothness:
     "How far the derivatives of `training` can be trusted; warns, with what may help, where that is not far."
     late = lambda v: lambda t: v(t)*(t>=since)
-    seeds = range(check_count('directions', directions))
-    agreement = sum(metasmoothness(training, late(random_leaving(training, part, s))) for s in seeds)/directions
+    seeds,start = range(check_count('directions', directions)),trained_with(training, lambda t: None)
+    agrees = lambda seed: metasmoothness(training, late(random_leaving(training, part, seed)), start=start)
+    agreement = sum(map(agrees, seeds))/directions
     found = Smoothness(agreement, carriers(sample_derivatives(training, valid, since)), remedies(training, since))
     if agreement<least: warnings.warn(
         f"Agreement {agreement:.2f}: expected {least} or more. The derivatives of this training say little of larger "

@@ -65,19 +65,13 @@ def _training(variant, splits, seed):
     for change in how.pop('change', ()): model = change(model)
     return mixture_training(model, Batches(splits.labelled), {}, [1.], seed=seed, fresh=False, **how)
 
-# %% ../../nbs/studies/53_smoothness.ipynb #a347316f
-def _agreement(training, start, v):
-    "Metasmoothness along `v`, whose first training ended at `start`."
-    half,gone = (trained_with(training, lambda t: 1+w*v(t)) for w in (.5,1))
-    return sign_agreement(half-start, gone-half)
-
 # %% ../../nbs/studies/53_smoothness.ipynb #8b69476d
 def _agreements(training, end):
     "Along two directions, and along the first in the later half of the steps."
     gone,half = [random_leaving(training, seed=s) for s in range(2)],len(training)//2
     late = lambda t: gone[0](t)*(t>=half)
-    return dict(agreement=round(sum(_agreement(training, end, v) for v in gone)/2, 4),
-                agreement_late=round(_agreement(training, end, late), 4))
+    agrees = lambda v: metasmoothness(training, v, start=end)
+    return dict(agreement=round(sum(map(agrees, gone))/2, 4), agreement_late=round(agrees(late), 4))
 
 # %% ../../nbs/studies/53_smoothness.ipynb #2c3db0d7
 def _carried(w):

@@ -6,8 +6,9 @@
 __all__ = ['RANKINGS', 'FIGURES', 'TRAINING_CHECKS', 'measure_training']
 
 # %% ../../nbs/studies/55_training_checks.ipynb #a2cc6a3b
-import time, torch
+import torch
 from functools import partial
+from timeit import timeit
 from torch import nn
 from ..core.batches import *
 from ..core.data import *
@@ -79,20 +80,14 @@ def _f_training(steps):
     splits = draw_splits(get_source('mnist'), frac=.01, seed=0)
     return mixture_training(small_cnn(1, 10), Batches(splits.labelled), {}, [1.], steps)
 
-# %% ../../nbs/studies/55_training_checks.ipynb #b2fea7a7
-def _seconds(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter()-start
-
 # %% ../../nbs/studies/55_training_checks.ipynb #2a78cafb
 def _backward_over_training(pairs=25):
     "Median times of a step back and a step there."
     training = _f_training(100)
     now = training.theta,training.rule.start(training.theta)
     adjoint = tuple(torch.zeros_like(o) for o in (now[0],*now[1]))
-    times = [(_seconds(lambda: training.step(0, *now)), _seconds(lambda: training.back(0, now, adjoint)))
-             for _ in range(pairs)]
+    timed = lambda f, *args: timeit(lambda: f(0, *args), number=1)
+    times = [(timed(training.step, *now), timed(training.back, now, adjoint)) for _ in range(pairs)]
     there,back = (sorted(o)[pairs//2] for o in zip(*times))
     return back/there,'<= 4',f'medians of {pairs} in turn: {1000*there:.0f} and {1000*back:.0f} ms; F, a step of 64'
 
