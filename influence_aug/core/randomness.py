@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/core/02_randomness.ipynb #b22b7c75
 import random, numpy as np, torch
 from contextlib import contextmanager
+from copy import deepcopy
 
 # %% ../../nbs/core/02_randomness.ipynb #0a850501
 def random_states():
@@ -40,6 +41,27 @@ def own_randomness(
     states = random_states()
     try: _seed(seed, torch.device(device)); yield
     finally: set_random_states(states)
+
+# %% ../../nbs/core/02_randomness.ipynb #cf680bed
+def _check_drawn(model):
+    for name,m in model.named_modules():
+        if hasattr(m, 'reset_parameters') or not len(m._parameters): continue
+        raise ValueError(f"{name or 'The model'} is a {type(m).__name__} whose weights cannot be drawn anew: expected "
+                         "layers with reset_parameters(). Give a fresh model, and fresh=False.")
+
+# %% ../../nbs/core/02_randomness.ipynb #68d9fa0f
+def with_fresh_weights(
+    model,  # A module
+    seed=0, # Of the draw
+):
+    "A copy of `model` whose layers have drawn their weights anew; raises `ValueError` for a layer that cannot."
+    _check_drawn(model)
+    model = deepcopy(model)
+    device = next((o.device for o in model.parameters()), torch.device('cpu'))
+    with own_randomness(seed, device), torch.no_grad():
+        for m in model.modules():
+            if hasattr(m, 'reset_parameters'): m.reset_parameters()
+    return model
 
 # %% ../../nbs/core/02_randomness.ipynb #7332f05c
 _END = object()
