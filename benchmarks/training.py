@@ -28,6 +28,7 @@ from influence_aug.core.datasets import mnist
 from influence_aug.influence.influence import Influence
 from influence_aug.influence.mixture import mixture_training
 from influence_aug.influence.rules import sgd
+from influence_aug.influence.smoothness import leaving, trained_with
 from influence_aug.influence.training import Backward, States
 from influence_aug.studies.results import append_rows, has_row, read_results
 
@@ -69,11 +70,8 @@ def left_out(k, n): return torch.randperm(n, generator=torch.Generator().manual_
 
 
 def loss_without(training, order, gone, x, valid):
-    theta, state = training.theta, training.rule.start(training.theta)
-    for t in range(len(training)):
-        w = (~torch.isin(order[t], gone)).float()
-        theta, state = training.step(t, theta, state, w)
-    return training.final(theta, x, valid)[0]
+    v = leaving(order, gone)
+    return training.final(trained_with(training, lambda t: 1+v(t)), x, valid)[0]
 
 
 def retrain(name):

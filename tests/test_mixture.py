@@ -181,6 +181,12 @@ def test_learning_refuses_bad_settings(splits, how):
         with pytest.raises(ValueError, match=f'{next(iter(how))}='): f(net(), splits.labelled, splits.tune[:60], what, **(SHORT | how))
 
 
+def test_a_window_of_one_step_is_refused_before_any_training(splits, monkeypatch):
+    monkeypatch.setattr('influence_aug.influence.training.Training.step', lambda *_: pytest.fail('a step was made'))
+    with pytest.raises(ValueError, match='two steps or more'):
+        learn_distribution(net(), splits.labelled, splits.tune[:60], Augmenter(NamedGenerator(1, 28), SharedEstimator), steps=2)
+
+
 def test_a_distribution_is_learned_in_the_type_and_place_of_the_model(splits):
     start = Augmenter(NamedGenerator(1, 28), SharedEstimator)
     single, double = (learn_distribution(net(nn.Identity).to(t), splits.labelled, splits.tune[:60], start.to(t), rounds=1, **SHORT).augmenter

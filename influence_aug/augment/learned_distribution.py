@@ -10,11 +10,11 @@ import pandas as pd, torch
 from copy import deepcopy
 from typing import NamedTuple
 from ..influence.mixture import *
-from ..influence.training import *
 from .augmenter import *
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #dba5b9cc
 from ..core.batches import check_count
+from ..core.randomness import own_randomness
 from ..influence.mixture import plain, prepared, saved_in, tell_cost
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #fab444c0
@@ -29,12 +29,11 @@ def distribution_derivatives(
     max_bytes=2*1024**3, # For the states of the training
 ):             # (steps, size of φ), from the last step to the first
     "Derivatives of the final loss on `valid` in the parameters of E, by each step."
-    states,found = States(training, max_bytes),[]
-    gradient = training.final(states[len(training)][0], training.batch.statistics_images(), valid)[1]
+    found = []
     def each(t, at):
         parts = torch.autograd.grad(training.batch.images_of(t), _parameters(augmenter), at.images)
         found.append(torch.cat([o.flatten() for o in parts]))
-    Backward(states, gradient, since, each=each).run()
+    sample_derivatives(training, valid, since, max_bytes, each=each)
     return torch.stack(found)
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #e6c9ff0b
@@ -42,7 +41,8 @@ def believed(
     found,     # Derivatives, one row a step (steps, size)
     clip=.9,   # Quantile that the norms of rows are limited to, in (0, 1]
 ):             # (size,), (size,)
-    "The mean row, shrunk where it cannot be told from zero, and z."
+    "The mean row, shrunk where it cannot be told from zero, and z; raises `ValueError` for fewer than two rows."
+    if len(found)<2: raise ValueError(f"{len(found)} steps: expected two or more, whose spread can be told.")
     norms = found.norm(dim=1, keepdim=True)
     rows = found*(norms.quantile(clip)/norms.clamp_min(1e-30)).clamp_max(1)
     m = rows.mean(0)
@@ -69,17 +69,26 @@ def _moved(augmenter, rows, step, clip):
 def _means(augmenter):
     "Mean of each named quantity, by `Augmenter.describe`; empty where G has no names."
     if not hasattr(augmenter.generator, 'quantities') or not isinstance(augmenter.estimator, SharedEstimator): return {}
-    with torch.random.fork_rng(): return augmenter.describe()['mean'].to_dict()
+    with own_randomness(0): return augmenter.describe()['mean'].to_dict()
+
+# %% ../../nbs/augment/32_learned_distribution.ipynb #9f32a289
+def _checked(path, saved, run):
+    "The rows in `saved`; raises `ValueError` if they are of another run."
+    if saved['run'].shape==run.shape and torch.equal(saved['run'], run): return saved['rows']
+    raise ValueError(f"{path} is of another run: expected the same seed, steps and augmenter. Delete it, or choose "
+                     "another path.")
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #d15844bf
-def _read_or(path, f, *args):
-    "The tensor in the file `path`; `f(*args)`, saved aside and renamed, where there is none."
-    if path and path.exists(): return torch.load(path, weights_only=True)
-    found = f(*args)
+def _round(path, training, valid, augmenter, *window):
+    "Derivatives of one round: those in the file `path`, which is written aside and renamed where there is none."
+    own = [o.detach().flatten().cpu() for o in _parameters(augmenter)]
+    run = torch.cat([torch.tensor([len(training), training.seed]).to(own[0]), *own])
+    if path and path.exists(): return _checked(path, torch.load(path, weights_only=True), run)
+    rows = distribution_derivatives(training, valid, augmenter, *window)
     if path:
-        torch.save(found, aside := path.with_suffix('.tmp'))
+        torch.save(dict(run=run, rows=rows), aside := path.with_suffix('.tmp'))
         aside.replace(path)
-    return found
+    return rows
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #b7171e06
 def learn_distribution(
@@ -101,23 +110,25 @@ def learn_distribution(
     **how          # Other settings of `mixture_training`: bs, lr, rule, fresh
 )->LearnedDistribution:
     "The augmenter that `rounds` trainings lead to; raises as `rank_augmentations`."
-    augmenter = deepcopy(_check_augmenter(augmenter, step))
+    augmenter = deepcopy(_check_augmenter(augmenter, step, steps, since))
     model,train,valid,policies = prepared(model, loss, train, valid, dict(learned=augmenter), steps, since, copies)
     first,pixels,history,zs = int(since*steps),plain(valid),[_means(augmenter)],[]
     for k,file in enumerate(saved_in(path, check_count('rounds', rounds))):
         made = mixture_training(model, train, policies, [1-copies,copies], steps, base=base, seed=seed+1000*k, **how)
         if not k: tell_cost(made, rounds, first, max_bytes)
-        rows = _read_or(file, distribution_derivatives, made, pixels, augmenter, first, max_bytes)
+        rows = _round(file, made, pixels, augmenter, first, max_bytes)
         zs.append(_moved(augmenter, rows, step, clip)); history.append(_means(augmenter))
     return LearnedDistribution(augmenter, pd.DataFrame(history).rename_axis('round'), torch.stack(zs))
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #039ef2cb
-def _check_augmenter(augmenter, step):
-    "`augmenter`; raises `TypeError` for another thing, `ValueError` if there is nothing to learn or no step."
+def _check_augmenter(augmenter, step, steps, since):
+    "`augmenter`; raises `TypeError` for another thing, `ValueError` if nothing can be learned."
     if not isinstance(augmenter, Augmenter): raise TypeError(
         f"augmenter is a {type(augmenter).__name__}: expected an Augmenter, such as Augmenter(NamedGenerator(1, 28), "
         "SharedEstimator).")
     if not _parameters(augmenter): raise ValueError(
         f"A {type(augmenter.estimator).__name__} has no parameters: expected an E that learns, as SharedEstimator.")
     if step<=0: raise ValueError(f"step={step}: expected a number above 0, such as 0.5.")
+    if check_count('steps', steps)-int(since*steps)<2: raise ValueError(
+        f"steps={steps}, since={since}: expected two steps or more in the window, whose spread can be told.")
     return augmenter

@@ -204,11 +204,12 @@ def sample_derivatives(
     since=0,  # First step that is asked about
     max_bytes=2*1024**3, # For the states of the training
     path=None, # File to save to as it goes, and to go on from
+    each=None, # As for `Backward`
 ):            # (steps, bs)
     "Derivatives of the final loss on `valid` in the weight of each sample at each step."
     states = States(training, max_bytes)
     gradient = training.final(states[len(training)][0], training.batch.statistics_images(), valid)[1]
-    found = Backward(states, gradient, since, path).run().weights
+    found = Backward(states, gradient, since, path, each=each).run().weights
     return torch.stack([found[t] for t in range(since, len(training))])
 
 # %% ../../nbs/influence/17_mixture.ipynb #9539fda1

@@ -77,8 +77,9 @@ def carriers(
     weights,  # Derivatives in the weights of samples, of any shape
     part=.5,  # Of the sum of their squares
 )->float:     # In (0, 1]
-    "The smallest share of samples that holds `part` of the sum of squares."
+    "The smallest share of samples that holds `part` of the sum of squares; raises `ValueError` where all are zero."
     squares = weights.double().flatten().square().sort(descending=True).values
+    if not squares.any(): raise ValueError("All derivatives are zero: expected some that are not. Nothing is carried.")
     carried = squares.cumsum(0)/squares.sum()
     return ((carried<part).sum().item()+1)/len(carried)
 
