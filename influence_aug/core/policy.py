@@ -12,6 +12,7 @@ from fastai.data.transforms import Pipeline, Transform
 from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from torch import Tensor, nn
+from .batched import batched, has_batched
 from .randomness import own_randomness
 
 # %% ../../nbs/core/06_policy.ipynb #1002a7fc
@@ -62,7 +63,7 @@ def _parts(f):
     if _is_sequence(f): return [o for part in f for o in _parts(part)]
     if isinstance(f, Transform): return [_Tried(_as_fastai(f))]
     if _from('albumentations', f): return [_as_albumentations(f)]
-    if _from('torchvision', f): return [per_image(f)]
+    if _from('torchvision', f): return [batched(f) if has_batched(f) else per_image(f)]
     return [_Tried(f)]
 
 # %% ../../nbs/core/06_policy.ipynb #0933bb69
