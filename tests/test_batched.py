@@ -11,7 +11,8 @@ TRANSFORMS = [
     v2.RandomAffine(10, center=(3, 4), fill=None), v2.RandomRotation(180), v2.RandomRotation(40, interpolation=v2.InterpolationMode.BILINEAR),
     v2.RandomPerspective(.6, p=1.), v2.RandomPerspective(.3, p=.3, fill=1), v2.ElasticTransform(40., [3., 2.]), v2.ElasticTransform(20., 0.),
     v2.ElasticTransform(60., 2., fill=.5), v2.GaussianBlur((5, 3), (.2, 3.)), v2.RandomHorizontalFlip(.3), v2.RandomVerticalFlip(1.),
-    v2.RandomHorizontalFlip(0.)]
+    v2.RandomHorizontalFlip(0.), v2.RandomCrop((28, 28), (2, 5, 3, 1), padding_mode='reflect'), v2.RandomCrop((20, 24), fill=.5, padding=3),
+    v2.RandomCrop(28, pad_if_needed=True)]
 
 
 @pytest.mark.parametrize('shape', [(1, 28, 28), (3, 33, 47)], ids=str)
@@ -37,7 +38,7 @@ def test_fill_for_each_channel():
 def test_every_kind_is_tried(): assert {type(f) for f in TRANSFORMS} == set(BATCHED)
 
 
-@pytest.mark.parametrize('f', [v2.RandomRotation(9, expand=True), v2.RandomAffine(9, fill={torch.Tensor: 1}), v2.RandomCrop(8), v2.Identity(),
+@pytest.mark.parametrize('f', [v2.RandomRotation(9, expand=True), v2.RandomAffine(9, fill={torch.Tensor: 1}), v2.RandomResizedCrop(8), v2.Identity(),
                                type('Own', (v2.RandomHorizontalFlip,), {})()], ids=lambda f: type(f).__name__)
 def test_others_are_called_one_by_one(f): assert not has_batched(f)
 

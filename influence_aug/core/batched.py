@@ -10,6 +10,7 @@ import math, torch
 import torch.nn.functional as F
 from copy import copy
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 # %% ../../nbs/core/05a_batched.ipynb #e24ab93a
 def _drawn(f, x):
@@ -101,9 +102,17 @@ def _unblurred(f):
     f.sigma = [0.,0.]
     return f
 
+# %% ../../nbs/core/05a_batched.ipynb #646fbaa3
+def _crop(f, x, params):
+    p = params[0]
+    if p['needs_pad']: x = TF.pad(x, p['padding'], f.fill, f.padding_mode)
+    of = lambda k, n: (torch.tensor([o[k] for o in params])[:,None]+torch.arange(n)).to(x.device)   # (n, side)
+    i,j,each = of('top', p['height']),of('left', p['width']),torch.arange(len(x), device=x.device)
+    return x[each[:,None,None], :, i[:,:,None], j[:,None]].permute(0,3,1,2)
+
 # %% ../../nbs/core/05a_batched.ipynb #7565b78e
 BATCHED = {v2.RandomAffine: _affine, v2.RandomRotation: _rotation, v2.RandomPerspective: _perspective,
-           v2.ElasticTransform: _elastic, v2.GaussianBlur: _blur,
+           v2.ElasticTransform: _elastic, v2.GaussianBlur: _blur, v2.RandomCrop: _crop,
            v2.RandomHorizontalFlip: lambda f, x, params: x.flip(-1), v2.RandomVerticalFlip: lambda f, x, params: x.flip(-2)}
 
 # %% ../../nbs/core/05a_batched.ipynb #e55e7e08
@@ -112,7 +121,8 @@ def has_batched(
 ):
     "Whether `batched` can do `f`."
     if type(f) not in BATCHED or getattr(f, 'expand', False): return False
-    return not hasattr(f, 'fill') or not isinstance(f.fill, dict) and _mode(f) in ('nearest','bilinear')
+    if isinstance(getattr(f, 'fill', 0), dict): return False
+    return not hasattr(f, 'interpolation') or _mode(f) in ('nearest','bilinear')
 
 # %% ../../nbs/core/05a_batched.ipynb #cdd7401e
 def batched(
@@ -121,6 +131,7 @@ def batched(
     "A policy that draws as `f` does for each image of a batch, and computes all of them at once."
     def policy(x):
         i,params = _drawn(_unblurred(f), x)
+        if len(i)==len(x): return BATCHED[type(f)](f, x, params)
         new = x.clone()
         if i: new[i] = BATCHED[type(f)](f, x[i], params)
         return new
