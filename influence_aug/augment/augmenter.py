@@ -262,3 +262,12 @@ def load_generator(
         f"No generator {name!r} in the package: expected one of "
         f"{sorted(p.stem for p in _GENERATORS.glob('*.safetensors'))}, or a file's path.")
     return load_modules(path)[0]['generator']
+
+# %% ../../nbs/augment/22_augmenter.ipynb #c5f3b4e8
+def generator_for(
+    channels, # Of the images
+    size,     # Their side in pixels
+):
+    "The package's generator for such images, or None."
+    made = (load_generator(p.stem) for p in sorted(_GENERATORS.glob('*.safetensors')))
+    return next((G for G in made if (G.config['channels'],G.config['size'])==(channels,size)), None)

@@ -6,8 +6,9 @@
 __all__ = ['MixturePolicy', 'exponentiated', 'pooled_rates', 'LearnedMixture', 'learn_mixture']
 
 # %% ../../nbs/augment/31_learned_mixture.ipynb #3e412763
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pickle, torch
 from fastcore.basics import patch
+from pathlib import Path
 from typing import NamedTuple
 from ..core.batches import *
 from ..core.policy import *
@@ -40,6 +41,27 @@ def __call__(self:MixturePolicy, x):
     for k,f in enumerate(self.policies.values(), 1):
         if (drawn==k).any(): new[drawn==k] = f(x[drawn==k])
     return new
+
+# %% ../../nbs/augment/31_learned_mixture.ipynb #8842cabb
+@patch
+def save(self:MixturePolicy,
+    path, # A file, overwritten once all is written
+):
+    "Write the policy to a file; raises `ValueError` for a transform that cannot be written."
+    path = Path(path)
+    try: text = pickle.dumps((self.policies,self.shares))
+    except (pickle.PicklingError,AttributeError,TypeError) as e: raise ValueError(
+        f"{e}: expected transforms, or functions that a module defines by name. A lambda cannot be saved.") from e
+    path.with_name(path.name+'.new').write_bytes(text)
+    path.with_name(path.name+'.new').replace(path)
+
+# %% ../../nbs/augment/31_learned_mixture.ipynb #fd6361ae
+@patch(cls_method=True)
+def load(cls:MixturePolicy,
+    path, # A file of one's own, since reading it runs what is in it
+):
+    "The policy that `save` wrote."
+    return cls(*pickle.loads(Path(path).read_bytes()))
 
 # %% ../../nbs/augment/31_learned_mixture.ipynb #d62c047d
 def exponentiated(

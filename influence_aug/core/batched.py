@@ -113,7 +113,8 @@ def _crop(f, x, params):
 # %% ../../nbs/core/05a_batched.ipynb #7565b78e
 BATCHED = {v2.RandomAffine: _affine, v2.RandomRotation: _rotation, v2.RandomPerspective: _perspective,
            v2.ElasticTransform: _elastic, v2.GaussianBlur: _blur, v2.RandomCrop: _crop,
-           v2.RandomHorizontalFlip: lambda f, x, params: x.flip(-1), v2.RandomVerticalFlip: lambda f, x, params: x.flip(-2)}
+           v2.RandomHorizontalFlip: lambda f, x, params: x.flip(-1),
+           v2.RandomVerticalFlip: lambda f, x, params: x.flip(-2)}
 
 # %% ../../nbs/core/05a_batched.ipynb #e55e7e08
 def has_batched(

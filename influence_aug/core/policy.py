@@ -155,6 +155,10 @@ def _kept(self:Policy, x, new, bad):
 @patch(as_prop=True)
 def name(self:Policy): return getattr(self.f, '__name__', type(self.f).__name__)
 
+# %% ../../nbs/core/06_policy.ipynb #9910f0dc
+@patch
+def __reduce__(self:Policy): return Policy,(self.f,)
+
 # %% ../../nbs/core/06_policy.ipynb #0f96297e
 @patch
 def to(self:Policy,

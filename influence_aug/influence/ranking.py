@@ -146,12 +146,39 @@ def with_verdicts(
     return table.rename_axis('candidate').sort_values('predicted')
 
 # %% ../../nbs/influence/14_ranking.ipynb #c54e2ef8
-def _ranked(effects, n_boot, rng, idle=()):
-    "The table of `rank_augmentations` from each candidate's effects; `idle` are those that changed nothing."
-    columns = ['predicted','low','high','first_order']
+def ranked(
+    effects,     # Of `head_effects`
+    n_boot=1000, # As for `interval`
+    seed=0,      # Of its draws
+    idle=(),     # Names of candidates that changed nothing
+):
+    "The table of `rank_augmentations` from each candidate's effects."
+    columns,rng = ['predicted','low','high','first_order'],np.random.default_rng(seed)
     row = lambda o: [o['refit'].mean(), *interval(o['refit'], n_boot, rng), o['first_order'].mean()]
     table = pd.DataFrame({k: row(o) for k,o in effects.items()}, index=columns).T
     return with_verdicts(table, len(next(iter(effects.values()))['refit']), idle)
+
+# %% ../../nbs/influence/14_ranking.ipynb #9c8bea27
+def head_effects(
+    model,         # As for `rank_through_head`
+    train,         # The same
+    valid,         # The same
+    candidates,    # The same
+    l2=1e-2,       # The same
+    share=.1,      # The same
+    draws=1,       # The same
+    seed=0,        # Of the copies
+    **how          # bs, head_layer, loss, as for `rank_through_head`
+):                 # Name → effects on each validation image, and the names of those that changed nothing
+    "What a share of copies by each candidate does to each validation image's loss; raises `ValueError`."
+    if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
+    if not (isinstance(seed, Integral) and seed>=0): raise ValueError(f"seed={seed!r}: expected a whole number, as 0.")
+    check_count('draws', draws)
+    policies = check_candidates(candidates, Batches(train, how.get('bs', 256)))
+    infl = Influence(model, train, valid, l2=l2, **how)
+    check_both(infl.train, infl.valid)
+    infl.fit()
+    return {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())},idle(policies)
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
 def rank_through_head(
@@ -169,15 +196,10 @@ def rank_through_head(
     loss=None,     # The same
 )->pd.DataFrame:   # Predicted change with its interval from `low` to `high`, verdict, and first order
     "Each candidate by fitting the head again; raises `ValueError` naming one that fails."
-    if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
-    if not (isinstance(seed, Integral) and seed>=0): raise ValueError(f"seed={seed!r}: expected a whole number, as 0.")
-    for name,value in (('draws',draws), ('n_boot',n_boot)): check_count(name, value)
-    policies = check_candidates(candidates, Batches(train, bs))
-    infl = Influence(model, train, valid, l2=l2, bs=bs, head_layer=head_layer, loss=loss)
-    check_both(infl.train, infl.valid)
-    infl.fit()
-    effects = {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())}
-    return _ranked(effects, n_boot, np.random.default_rng(seed), idle(policies))
+    check_count('n_boot', n_boot)
+    how = dict(bs=bs, head_layer=head_layer, loss=loss)
+    effects,idle = head_effects(model, train, valid, candidates, l2, share, draws, seed, **how)
+    return ranked(effects, n_boot, seed, idle)
 
 # %% ../../nbs/influence/14_ranking.ipynb #423f3f07
 RANKERS = {'head': rank_through_head}
