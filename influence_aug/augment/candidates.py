@@ -102,4 +102,6 @@ def code_of(
     if type(f).__module__.startswith('torchvision.transforms.v2') and not isinstance(f, v2.Compose):
         word = r'=(?!True|False|None)(?:InterpolationMode\.)?([A-Za-z]\w*)'
         return 'v2.'+re.sub(word, lambda m: f"='{m[1].lower()}'", repr(f))
+    if (config := getattr(getattr(f, 'generator', None), 'config', None)) and name.startswith('random τ '):
+        return f"default_candidates({config['channels']}, {config['size']})['random τ'][{name.split()[-1]!r}]"
     return f'candidates[{name!r}]'
