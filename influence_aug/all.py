@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['mnist_sample', 'source_from_folder', 'source_from_folders', 'source_from_dls', 'draw_splits', 'show_images',
            'rank_augmentations', 'plot_ranking', 'load_generator', 'random_tau', 'Augmenter', 'Augment', 'MaxUp',
-           'train_classifier', 'learn_augmenter', 'adapt']
+           'train_classifier', 'learn_augmenter', 'adapt', 'default_candidates', 'fastai_candidates',
+           'FoundAugmentations', 'MixturePolicy', 'RandomTauBank', 'learn_mixture', 'learn_distribution']
 
 # %% ../nbs/quickstart.ipynb #dfaf3a54
 from .core.data import *
@@ -22,7 +23,15 @@ from .augment.estimator import *
 from .augment.policies import *
 from .augment.adapt import *
 
+# %% ../nbs/quickstart.ipynb #78264269
+from .augment.candidates import *
+from .augment.find import *
+from .augment.harm import *
+from .augment.learned_distribution import *
+from .augment.learned_mixture import *
+
 # %% ../nbs/quickstart.ipynb #6f6c4ab2
 _all_ = ['mnist_sample', 'source_from_folder', 'source_from_folders', 'source_from_dls', 'draw_splits', 'show_images',
          'rank_augmentations', 'plot_ranking', 'load_generator', 'random_tau', 'Augmenter', 'Augment', 'MaxUp',
-         'train_classifier', 'learn_augmenter', 'adapt']
+         'train_classifier', 'learn_augmenter', 'adapt', 'default_candidates', 'fastai_candidates', 'FoundAugmentations',
+         'MixturePolicy', 'RandomTauBank', 'learn_mixture', 'learn_distribution']
