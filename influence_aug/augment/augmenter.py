@@ -39,7 +39,8 @@ class Estimator(_ChoosesTau):
 class RandomEstimator(_ChoosesTau):
     "The random baseline, which nothing is learned in: τ = tanh(u) with u normal, whatever the image."
     def build(self, channels, size, n_tau): pass
-    def forward(self, x): return torch.randn(len(x), self.config['n_tau'], dtype=x.dtype, device=x.device).tanh()
+    def forward(self, x):
+        return torch.randn(x.shape[0], self.config['n_tau'], dtype=x.dtype, device=x.device).tanh()
 
 # %% ../../nbs/augment/22_augmenter.ipynb #d2d87908
 class StochasticEstimator(_ChoosesTau):
@@ -68,7 +69,7 @@ class SharedEstimator(_ChoosesTau):
         self.mu,self.log_sigma = nn.Parameter(torch.zeros(n_tau)),nn.Parameter(torch.zeros(n_tau))
 
     def forward(self, x):
-        u = torch.randn(len(x), len(self.mu), dtype=x.dtype, device=x.device)
+        u = torch.randn(x.shape[0], len(self.mu), dtype=x.dtype, device=x.device)
         return (self.mu+self.log_sigma.exp()*u).tanh()
 
 # %% ../../nbs/augment/22_augmenter.ipynb #3079a67f
@@ -77,7 +78,7 @@ def distribution(self:SharedEstimator,
     x:Tensor, # Images (n, c, size, size)
 ): # μ and σ, both (n, n_tau)
     "Mean and width from which τ is drawn before the tanh, one row for each image."
-    return self.mu.expand(len(x), -1),self.log_sigma.exp().expand(len(x), -1)
+    return self.mu.expand(x.shape[0], -1),self.log_sigma.exp().expand(x.shape[0], -1)
 
 # %% ../../nbs/augment/22_augmenter.ipynb #dd13f22a
 def _check_fits(config, fits):
