@@ -33,5 +33,5 @@ from .augment.learned_mixture import *
 # %% ../nbs/quickstart.ipynb #6f6c4ab2
 _all_ = ['mnist_sample', 'source_from_folder', 'source_from_folders', 'source_from_dls', 'draw_splits', 'show_images',
          'rank_augmentations', 'plot_ranking', 'load_generator', 'random_tau', 'Augmenter', 'Augment', 'MaxUp',
-         'train_classifier', 'learn_augmenter', 'adapt', 'default_candidates', 'fastai_candidates', 'FoundAugmentations',
-         'MixturePolicy', 'RandomTauBank', 'learn_mixture', 'learn_distribution']
+         'train_classifier', 'learn_augmenter', 'adapt', 'default_candidates', 'fastai_candidates',
+         'FoundAugmentations', 'MixturePolicy', 'RandomTauBank', 'learn_mixture', 'learn_distribution']
