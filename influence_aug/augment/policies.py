@@ -105,13 +105,12 @@ def _refill(self:RandomTauBank, x):
 
 # %% ../../nbs/augment/24_policies.ipynb #9aaaa265
 @patch
-@torch.no_grad()
 def forward(self:RandomTauBank,
     x, # Images (n, c, h, w) in [0, 1]
 ):
     "Each of `x` under one of the bank's transformations."
     check_input(x, **self.generator.config)
-    self._refill(x)
+    with torch.no_grad(): self._refill(x)
     i = torch.randint(self.size, (len(x),), device=x.device)
     flow,*colour = (o[i] for o in self.held)
     return recolor(warp(x, flow, self.generator.config['padding_mode']), *colour).clamp(0, 1)
@@ -128,7 +127,7 @@ class PolicyTransform(v2.Transform):
     def check_inputs(self, flat_inputs):
         "Refuse what would have to move with the image."
         moving = [type(o).__name__ for o in flat_inputs if isinstance(o, (tv.BoundingBoxes,tv.Mask,tv.KeyPoints))]
-        if moving: raise ValueError(f"A {moving[0]} beside the image: expected a label, since it would stay where it is.")
+        if moving: raise ValueError(f"A {moving[0]} beside the image: expected a label. A policy would not move it.")
 
 # %% ../../nbs/augment/24_policies.ipynb #0fc2e5b5
 @patch
