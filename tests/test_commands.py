@@ -109,10 +109,11 @@ def recompute_tool():
 
 
 @pytest.mark.parametrize('name, settings', [
-    ('mnist', dict(method='maxup', **TINY)), ('search', dict(variant='uphill', scale='sample', steps=2)), ('toy', dict(rounds=1, points=3))])
+    ('mnist', dict(method='maxup', **TINY)), ('search', dict(variant='uphill', scale='sample', steps=2)), ('toy', dict(rounds=1, points=3)),
+    ('generator', dict(dataset='sample', steps=20, bs=2, judge_steps=5, threads=1))])
 def test_rows_can_be_recomputed_and_a_wrong_one_is_found(tmp_path, capsys, name, settings):
     file, tool = tmp_path/'r.csv', recompute_tool()
-    study(name, file, **settings)
+    study(name, file, **settings | (dict(out=str(tmp_path/'g.safetensors')) if name == 'generator' else {}))
     rows = pd.read_csv(file).astype(object)
     (tmp_path/'again').mkdir()
     new, at = tool.again(rows.command[0], file, tmp_path/'again'), len(rows)//2

@@ -6,7 +6,7 @@
 __all__ = ['FoundAugmentations']
 
 # %% ../../nbs/augment/34_find.ipynb #affb7203
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import matplotlib.pyplot as plt, pandas as pd
 from dataclasses import dataclass
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -34,10 +34,10 @@ class FoundAugmentations:
     changes:pd.DataFrame=None # Predicted change of each validation image's loss by each candidate; through='head' only
 
 # %% ../../nbs/augment/34_find.ipynb #e22da719
-def _by_head(learn, train, valid, candidates, seed, **how):
+def _by_head(learn, train, valid, candidates, seed, n_boot=1000, **how):
     "(Table, changes) through the head; it warns of nothing, since half of its warnings are wrong."
     effects,idle = head_effects(learn, train, valid, candidates, seed=seed, **how)
-    table = ranked(effects, seed=seed, idle=idle).replace({'verdict': {'may harm': 'cannot tell'}})
+    table = ranked(effects, check_count('n_boot', n_boot), seed, idle).replace({'verdict': {'may harm': 'cannot tell'}})
     return table,pd.DataFrame({k: o['refit'] for k,o in effects.items()})
 
 # %% ../../nbs/augment/34_find.ipynb #03c42b67

@@ -76,19 +76,13 @@ class RandomTauBank(nn.Module):
         held = check_count('size', size or min(4096, 2**23//generator.config['size']**2))
         self.size,self.held = max(self.block, held//self.block*self.block),None
 
-# %% ../../nbs/augment/24_policies.ipynb #1773dca9
-def _flow_and_colour(G, tau):
-    "Flows (n, h, w, 2) and colour filters (n, c, c), (n, c) of `tau` (n, n_tau)."
-    s_w,s_b,c_w,c_b = G.filters(tau)
-    return smooth(flow_field(s_w, s_b), G.config['window']),c_w,c_b
-
 # %% ../../nbs/augment/24_policies.ipynb #4bdef0f9
 @patch
 def _made(self:RandomTauBank, n, x):
     "What `n` new τ stand for, for images like `x`."
     G,at = self.generator,next(self.generator.parameters())
     tau = torch.randn(n, G.config['n_tau'], dtype=at.dtype, device=at.device).tanh()
-    made = zip(*(_flow_and_colour(G, o) for o in tau.split(256)))
+    made = zip(*(G.parts(o) for o in tau.split(256)))
     return [torch.cat(o).to(x) for o in made]
 
 # %% ../../nbs/augment/24_policies.ipynb #68fcd346
@@ -114,6 +108,10 @@ def forward(self:RandomTauBank,
     i = torch.randint(self.size, (len(x),), device=x.device)
     flow,*colour = (o[i] for o in self.held)
     return recolor(warp(x, flow, self.generator.config['padding_mode']), *colour).clamp(0, 1)
+
+# %% ../../nbs/augment/24_policies.ipynb #7b683bf1
+@patch
+def __getstate__(self:RandomTauBank): return self.__dict__ | dict(held=None)
 
 # %% ../../nbs/augment/24_policies.ipynb #81aab677
 class PolicyTransform(v2.Transform):

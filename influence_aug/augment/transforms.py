@@ -142,14 +142,22 @@ def filters(self:Generator,
     c = self.config['channels']
     return s_w, s_b, c_w.mean((2,3)).unflatten(1,(c,c)), c_b.mean((2,3))
 
+# %% ../../nbs/augment/20_transforms.ipynb #235a7e76
+@patch
+def parts(self:Generator,
+    tau:Tensor, # (n, n_tau)
+): # Flow (n, h, w, 2), c_w (n, c, c) and c_b (n, c)
+    "The smooth flow and the colour filter that τ stands for."
+    s_w,s_b,*colour = self.filters(tau)
+    return smooth(flow_field(s_w, s_b), self.config['window']),*colour
+
 # %% ../../nbs/augment/20_transforms.ipynb #3608f982
 @patch
 def spatial(self:Generator,
     tau:Tensor, # (n, n_tau)
 )->Tensor:      # (n, h, w, 2)
     "The smooth flow that τ stands for."
-    s_w,s_b,_,_ = self.filters(tau)
-    return smooth(flow_field(s_w, s_b), self.config['window'])
+    return self.parts(tau)[0]
 
 # %% ../../nbs/augment/20_transforms.ipynb #8e496cc7
 @patch
@@ -157,7 +165,7 @@ def appearance(self:Generator,
     tau:Tensor, # (n, n_tau)
 ): # c_w (n, c, c) and c_b (n, c)
     "The colour filter that τ stands for."
-    return self.filters(tau)[2:]
+    return self.parts(tau)[1:]
 
 # %% ../../nbs/augment/20_transforms.ipynb #d3ecd96a
 def check_input(x, channels, size, **_):
@@ -176,9 +184,8 @@ def forward(self:Generator,
 ): # Transformed images (n, c, h, w), not clamped, and their flow (n, h, w, 2)
     "Warp `x` by the flow of `tau`, then filter its colours."
     check_input(x, **self.config)
-    s_w,s_b,c_w,c_b = self.filters(tau)
-    flow = smooth(flow_field(s_w, s_b), self.config['window'])
-    return recolor(warp(x, flow, self.config['padding_mode']), c_w, c_b), flow
+    flow,*colour = self.parts(tau)
+    return recolor(warp(x, flow, self.config['padding_mode']), *colour), flow
 
 # %% ../../nbs/augment/20_transforms.ipynb #cc6d7f0a
 class Interpolation(NamedTuple):

@@ -6,7 +6,7 @@
 __all__ = ['BATCHED']
 
 # %% ../../nbs/core/05a_batched.ipynb #64a8bc30
-import math, torch
+import torch
 import torch.nn.functional as F
 from copy import copy
 from torchvision.transforms import v2

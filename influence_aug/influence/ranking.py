@@ -168,14 +168,15 @@ def head_effects(
     share=.1,      # The same
     draws=1,       # The same
     seed=0,        # Of the copies
-    **how          # bs, head_layer, loss, as for `rank_through_head`
+    bs=256,        # As for `rank_through_head`
+    **how          # head_layer, loss, the same
 ):                 # Name → effects on each validation image, and the names of those that changed nothing
     "What a share of copies by each candidate does to each validation image's loss; raises `ValueError`."
     if not 0<share<=1: raise ValueError(f"share={share}: expected a number in (0, 1], such as 0.1.")
     if not (isinstance(seed, Integral) and seed>=0): raise ValueError(f"seed={seed!r}: expected a whole number, as 0.")
     check_count('draws', draws)
-    policies = check_candidates(candidates, Batches(train, how.get('bs', 256)))
-    infl = Influence(model, train, valid, l2=l2, **how)
+    policies = check_candidates(candidates, Batches(train, bs))
+    infl = Influence(model, train, valid, l2=l2, bs=bs, **how)
     check_both(infl.train, infl.valid)
     infl.fit()
     return {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())},idle(policies)
@@ -197,9 +198,9 @@ def rank_through_head(
 )->pd.DataFrame:   # Predicted change with its interval from `low` to `high`, verdict, and first order
     "Each candidate by fitting the head again; raises `ValueError` naming one that fails."
     check_count('n_boot', n_boot)
-    how = dict(bs=bs, head_layer=head_layer, loss=loss)
-    effects,idle = head_effects(model, train, valid, candidates, l2, share, draws, seed, **how)
-    return ranked(effects, n_boot, seed, idle)
+    how = dict(head_layer=head_layer, loss=loss)
+    effects,unchanged = head_effects(model, train, valid, candidates, l2, share, draws, seed, bs, **how)
+    return ranked(effects, n_boot, seed, unchanged)
 
 # %% ../../nbs/influence/14_ranking.ipynb #423f3f07
 RANKERS = {'head': rank_through_head}

@@ -56,9 +56,14 @@ SHARES = {'uniform': lambda *_: _half_of(*CANDIDATES), 'harmless': lambda *_: _h
           'elastic': lambda *_: _half_of('elastic'), 'learned_head': _by_head, 'learned': _through_training}
 
 # %% ../../nbs/studies/54_learned.ipynb #28f81c9e
-def _trained(splits, cbs, seed):
+def trained_figures(
+    splits,               # What `draw_splits` returns
+    cbs,                  # As for `train_classifier`
+    seed,                 # The same
+    make_model=small_cnn, # The same
+):
     "Figures of F trained with `cbs`, its test images read once."
-    learn = train_classifier(splits, cbs, seed=seed)
+    learn = train_classifier(splits, cbs, make_model, seed=seed)
     loss,accuracy = learn.validate(dl=TensorDL(splits.holdout, 500, device=learn.dls.device))
     test = learn.validate(dl=TensorDL(splits.test, 500, device=learn.dls.device))[1]
     return dict(accuracy=round(100*test, 3), holdout_loss=round(loss, 5), holdout_accuracy=round(100*accuracy, 3))
@@ -76,7 +81,7 @@ def _on_mixture(method, splits, base, seed):
     "A row for each way to train with the shares that `method` finds."
     shares = SHARES[method](splits, base, seed)
     told = dict(found=' '.join(f'{o:.4f}' for o in shares))
-    return [dict(method=k) | _trained(splits, cbs, seed) | told
+    return [dict(method=k) | trained_figures(splits, cbs, seed) | told
             for k,cbs in _ways(method, shares, base, splits.source.crop_padding).items()]
 
 # %% ../../nbs/studies/54_learned.ipynb #a102bbee
@@ -87,7 +92,7 @@ def _on_distribution(method, splits, base, seed):
     model = small_cnn(channels, len(splits.labelled.vocab))
     found = learn_distribution(model, splits.labelled, splits.tune, start, base=cropped, seed=seed)
     cbs = with_crop(found.augmenter, padding=splits.source.crop_padding)
-    return [dict(method=method) | _trained(splits, cbs, seed) | dict(found=found.augmenter.tell())]
+    return [dict(method=method) | trained_figures(splits, cbs, seed) | dict(found=found.augmenter.tell())]
 
 # %% ../../nbs/studies/54_learned.ipynb #746f97ac
 WAYS = dict.fromkeys(SHARES, _on_mixture) | {'named_through': _on_distribution}
