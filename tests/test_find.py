@@ -3,6 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientAccumulation
@@ -65,6 +66,7 @@ def same(a, b):
 MODELS = {'resnet18': lambda dls: vision_learner(dls, models.resnet18, pretrained=False, normalize=False, metrics=accuracy),
           'mobilenet': lambda dls: Learner(dls, models.mobilenet_v3_small(num_classes=2), metrics=accuracy),
           'vit': lambda dls: Learner(dls, models.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=2), metrics=accuracy),
+          'timm': lambda dls: Learner(dls, timm.create_model('mobilenetv3_small_050', num_classes=2), metrics=accuracy),
           'smoothed': lambda dls: Learner(dls, small_cnn(3, 2), LabelSmoothingCrossEntropyFlat(), metrics=accuracy),
           'cbs': lambda dls: Learner(dls, small_cnn(3, 2), metrics=accuracy, cbs=[MixUp(), GradientAccumulation(16)])}
 
