@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = '01_data.ipynb', '10_solvers.ipynb', '20_transforms.ipynb', '43_toy.ipynb', 'shift.ipynb'
 ADDRESS = 'https://github.com/somebody/influence_aug'
 
 
@@ -65,11 +66,16 @@ def test_cleaning_and_export_leave_the_links(tree):
 
 
 @pytest.mark.skipif(not (shutil.which('quarto') or importlib.util.find_spec('smalldocs')), reason='the site needs smalldocs (Python 3.11 or newer) or Quarto')
-def test_site_links_to_sources_and_colab(tree):
-    tool(tree, 'docs.py')
-    page = (tree/'_docs'/'studies'/'toy.html').read_text(encoding='utf-8')
+def test_site_links_to_sources_and_colab(tree, tmp_path):
+    "A page of each floor; tests/test_site.py looks at all pages, without an address."
+    few = shutil.copytree(tree, tmp_path/'few')
+    for path in (few/'nbs').glob('*/*.ipynb'):
+        if path.name not in PAGES: path.unlink()
+    tool(few, 'docs.py')
+    assert len(list((few/'_docs').rglob('*.html'))) == len(PAGES)+2
+    page = (few/'_docs'/'studies'/'toy.html').read_text(encoding='utf-8')
     assert f'href="{ADDRESS}/blob/main/influence_aug/studies/toy.py#L' in page and 'somebody/influence_aug/blob/main/nbs/studies/43_toy.ipynb"' in page
-    for path in (tree/'_docs').rglob('*.html'):
+    for path in (few/'_docs').rglob('*.html'):
         page = path.read_text(encoding='utf-8')
         assert 'git clone' not in page and page.count('>Open in Colab<') == 1, path
 
