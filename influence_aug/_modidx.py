@@ -642,6 +642,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'influence_aug/core/batches.py'),
                                             'influence_aug.core.batches.Batches.first': ( 'core/batches.html#batches.first',
                                                                                           'influence_aug/core/batches.py'),
+                                            'influence_aug.core.batches.Batches.keep': ( 'core/batches.html#batches.keep',
+                                                                                         'influence_aug/core/batches.py'),
                                             'influence_aug.core.batches.Batches.scale': ( 'core/batches.html#batches.scale',
                                                                                           'influence_aug/core/batches.py'),
                                             'influence_aug.core.batches.Batches.shuffled': ( 'core/batches.html#batches.shuffled',

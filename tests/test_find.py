@@ -24,6 +24,7 @@ from influence_aug.augment.classifier import small_cnn, tensor_dls
 from influence_aug.augment.find import *
 from influence_aug.augment.harm import *
 from influence_aug.augment.learned_mixture import *
+from influence_aug.core.batches import Batches
 
 FEW = {'rotate': {'15°': v2.RandomRotation(15), '45°': v2.RandomRotation(45)}, 'mirror': v2.RandomHorizontalFlip(1.)}
 
@@ -97,6 +98,15 @@ def test_default_candidates_on_photographs(dls):
     assert len(found.table)>=30 and 'mirror' in found.table.index
     assert len(found.plot(ncols=7).flat)>=found.table.family.nunique()
     assert len(found.plot_harmed('rotate 15°', k=3).flat)==3
+
+
+def test_kept_images_give_the_same_table(dls, monkeypatch):
+    "The training images of a loader are read once and kept; read again for each candidate, they give the same."
+    learn, passes, loaded = Learner(dls, small_cnn(3, 2)), [], Batches._loaded
+    monkeypatch.setattr(Batches, '_loaded', lambda self, *args, **kw: passes.append(1) or loaded(self, *args, **kw))
+    kept, few = learn.aug_find(FEW, show_plot=False).table, len(passes)
+    monkeypatch.setattr(Batches, 'keep', lambda self: self)
+    assert kept.equals(learn.aug_find(FEW, show_plot=False).table) and len(passes)-few>=few+len(kept)
 
 
 def test_fastai_candidates(dls):

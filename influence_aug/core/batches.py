@@ -133,6 +133,7 @@ class Batches:
         self.data = _readable(data, check_count('bs', bs))
         self._indexed,self._fastai = isinstance(self.data, (Images,tuple)),hasattr(self.data, 'after_batch')
         self.bs,self.device,self.dtype,self.vocab = bs,device,dtype,getattr(data, 'vocab', None)
+        self._scale,self._held = None,()
         if not self._indexed: return
         self.x,y = (self.data.x,self.data.y) if isinstance(self.data, Images) else self.data
         self.y = _class_indices(y, len(self.x))
@@ -141,8 +142,11 @@ class Batches:
 @patch(as_prop=True)
 def scale(self:Batches):
     "The `PixelScale` that acts on what is read."
-    found = pixel_scale(self.data)
-    return found if not isinstance(found.mean, Tensor) else acting_scale(found, next(steady(self.data))[0])
+    if self._scale is None:
+        found = pixel_scale(self.data)
+        plain = not isinstance(found.mean, Tensor)
+        self._scale = found if plain else acting_scale(found, next(steady(self.data))[0])
+    return self._scale
 
 # %% ../../nbs/core/03_batches.ipynb #15288989
 @patch
@@ -163,7 +167,7 @@ def _pieces(self:Batches, order, bs): return (self._plain(self.x[i], self.y[i]) 
 def __iter__(self:Batches):
     "One pass in order."
     if self._indexed: return self._pieces(torch.arange(len(self.y)), self.bs)
-    return self._loaded()
+    return ((x.clone(),y.clone()) for x,y in self._held) if self._held else self._loaded()
 
 # %% ../../nbs/core/03_batches.ipynb #ffbd977e
 @patch
@@ -207,6 +211,19 @@ def first(self:Batches):
     x,y = next(iter(self), ((),()))
     if not len(x): raise ValueError("No images: expected at least one. Split again.")
     return x,y
+
+# %% ../../nbs/core/03_batches.ipynb #c5d0ed40
+@patch
+def keep(self:Batches,
+    max_bytes=1024**3, # Of images; more of them are not kept
+):
+    "Itself, with what its loader gives held in memory for all later passes."
+    held,size = [],0
+    for x,y in () if self._indexed else self:
+        held.append((x,y)); size += x.nbytes
+        if size>max_bytes: return self
+    self._held = held
+    return self
 
 # %% ../../nbs/core/03_batches.ipynb #7de3924c
 @patch

@@ -177,6 +177,7 @@ def head_effects(
     check_count('draws', draws)
     policies = check_candidates(candidates, Batches(train, bs))
     infl = Influence(model, train, valid, l2=l2, bs=bs, **how)
+    infl.train.keep()
     check_both(infl.train, infl.valid)
     infl.fit()
     return {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())},idle(policies)
