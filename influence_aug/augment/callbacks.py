@@ -19,6 +19,7 @@ from ..core.modes import *
 from ..core.batches import PixelScale, acting_scale, check_count, pixel_scale
 from ..core.data import Images, check_images, check_pixels, check_vocab
 from ..core.policy import as_policy
+from ..core.ranks import inner
 from ..influence.solvers import *
 from .objectives import *
 from .policies import *
@@ -201,7 +202,7 @@ class MaxUp(Augment):
     def _policies(self): return [o for a in self.augments for o in a._policies()]
 
     def before_fit(self): super().before_fit(); self.rated_by = self.learn.loss_func
-    def change(self, x): return self.best(self.model, x, self.yb[0].as_subclass(torch.Tensor))
+    def change(self, x): return self.best(inner(self.model), x, self.yb[0].as_subclass(torch.Tensor))
 
 # %% ../../nbs/augment/25_callbacks.ipynb #b2a40cd1
 @patch

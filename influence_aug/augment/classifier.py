@@ -28,6 +28,7 @@ from ..core.batches import check_count
 from ..core.data import Images
 from ..core.display import epoch_lines, show_images
 from ..core.files import read_image
+from ..core.ranks import own_seed
 from .callbacks import listed
 
 # %% ../../nbs/augment/26_classifier.ipynb #1a906829
@@ -242,7 +243,7 @@ def train_classifier(
     "Train F from scratch on the labelled images by one cycle of `steps`, augmented by `cbs`; returns its Learner."
     _check_setup(splits, cbs, make_model)
     n_steps = steps_each(steps, epochs)
-    set_seed(seed, reproducible=True)
+    set_seed(own_seed(seed, cbs), reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
     dls = tensor_dls(splits.labelled, splits.valid, bs, n_steps, device=device)
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=adam(.9,.99), wd=0.,

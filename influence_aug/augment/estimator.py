@@ -12,11 +12,12 @@ from fastai.callback.schedule import *
 from fastai.learner import Learner, ValueMetric
 from fastai.metrics import accuracy
 from fastai.torch_core import params, set_seed
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
 # %% ../../nbs/augment/29_estimator.ipynb #f0d5c98e
 from ..core.modes import *
+from ..core.ranks import as_message, divided, gathered, inner, own_seed, sent, step_together
 from ..influence.body import *
 from ..influence.head import *
 from ..influence.solvers import *
@@ -30,8 +31,14 @@ from ..core.display import epoch_lines
 
 # %% ../../nbs/augment/29_estimator.ipynb #2146aef6
 class _ReadOnlyValidation(Callback):
-    "Let validation read the objective without updating it."
-    def before_fit(self): self.objective = self.learn.loss_func
+    "Let validation read the objective without updating it; let one that gathers do so over ranks."
+    def before_fit(self):
+        self.objective = self.learn.loss_func
+        if hasattr(self.objective, 'gather') and divided(self.learn): self.objective.gather = gathered
+
+    def after_fit(self):
+        if hasattr(self.objective, 'gather'): self.objective.gather = noop
+
     def before_train(self): self.learn.loss_func = self.objective
     def before_validate(self): self.learn.loss_func = getattr(self.objective, 'value', self.objective)
 
@@ -82,7 +89,7 @@ def train_estimator(
     cbs=None,                # Callbacks such as `Guard`
 ):
     "Train E in `augmenter` to make `objective` small; `model` and G stay as they are. Returns E's Learner."
-    set_seed(seed, reproducible=True)
+    set_seed(own_seed(seed, cbs), reproducible=True)
     dls = tensor_dls(splits.labelled, splits.holdout, bs, steps_each(steps, epochs), device=device)
     model,augmenter = model.to(dls.device),augmenter.to(dls.device)
     labelled,tune = _whole(splits.labelled, dls.device),_whole(splits.tune, dls.device)
@@ -103,13 +110,14 @@ class Guard(Callback):
     ): self.floor,self.patience = floor,patience
 
     def before_fit(self): self.best_weights,self.best,self.best_epoch,self.reason = self._weights(),float('inf'),-1,None
-    def _weights(self): return {k: p.detach().clone() for k,p in self.model.estimator.state_dict().items()}
+    def _weights(self): return {k: p.detach().clone() for k,p in inner(self.model).estimator.state_dict().items()}
 
 # %% ../../nbs/augment/29_estimator.ipynb #3d313740
 @patch
 def after_epoch(self:Guard):
     "Keep E, or give the reason to stop."
     *_,read,loss = self.recorder.values[-1]
+    if divided(self.learn): read,loss = sent(as_message([read,loss])).tolist()
     if not read>=self.floor:
         self.reason = f'{100*read:.1f}% of the x̃ of training images are read correctly, less than {100*self.floor:g}%'
     elif loss<self.best: self.best,self.best_epoch,self.best_weights = loss,self.epoch,self._weights()
@@ -121,7 +129,7 @@ def after_epoch(self:Guard):
 @patch
 def after_fit(self:Guard):
     "Put the kept E back and print the reason for stopping."
-    self.model.estimator.load_state_dict(self.best_weights)
+    inner(self.model).estimator.load_state_dict(self.best_weights)
     where = f'epoch {self.best_epoch}' if self.best_epoch>=0 else 'the start'
     if self.reason: print(f'E stopped after epoch {self.epoch}: {self.reason}. Its weights are those of {where}.')
 
@@ -142,12 +150,13 @@ class StayRandom(Callback):
     ): self.weight = weight
 
     def before_fit(self):
-        if not hasattr(self.model.estimator, 'distribution'):
-            raise TypeError(f"{type(self.model.estimator).__name__} draws from no distribution: expected a "
+        if not hasattr(inner(self.model).estimator, 'distribution'):
+            raise TypeError(f"{type(inner(self.model).estimator).__name__} draws from no distribution: expected a "
                             "SharedEstimator or StochasticEstimator.")
 
     def after_loss(self):
-        self.learn.loss_grad = self.loss_grad + self.weight*kl_to_random(*self.model.estimator.distribution(self.x))
+        mu,sigma = inner(self.model).estimator.distribution(self.x)
+        self.learn.loss_grad = self.loss_grad + self.weight*kl_to_random(mu, sigma)
 
 # %% ../../nbs/augment/29_estimator.ipynb #686e701f
 class Trajectory(Callback):
@@ -171,6 +180,7 @@ def before_fit(self:Trajectory):
     "Make E's optimizer, and a `history` of the values of E's batches."
     self.augmenter.to(self.dls.device)
     self.e_opt = torch.optim.Adam(self.augmenter.estimator.parameters(), self.lr, betas=(.9,.99))
+    if divided(self.learn): step_together(self.e_opt)
     self.history = []
 
 # %% ../../nbs/augment/29_estimator.ipynb #7e580575
@@ -182,12 +192,12 @@ def before_batch(self:Trajectory): self.originals = self.x.as_subclass(torch.Ten
 def after_step(self:Trajectory):
     "Move E once, where it is E's turn."
     if self.pct_train<self.start or self.train_iter%self.every: return
-    x,y = self.originals,self.y.as_subclass(torch.Tensor)
+    x,y,model = self.originals,self.y.as_subclass(torch.Tensor),inner(self.model)
     weight = self.opt.hypers[-1]['lr']/max(self.recorder.lrs)
-    with frozen(self.model, self.augmenter.generator):
+    with frozen(model, self.augmenter.generator):
         x_aug = self.augmenter(x)
-        value = self.value(self.model, x_aug, y).mean()
-        loss = self.label_weight*F.cross_entropy(self.model(x_aug), y) - weight*value
+        value = self.value(model, x_aug, y).mean()
+        loss = self.label_weight*F.cross_entropy(model(x_aug), y) - weight*value
         self.e_opt.zero_grad(); loss.backward(); self.e_opt.step()
     self.history.append(value.item())
 

@@ -21,6 +21,7 @@ from ..core.checkpoint import *
 from ..core.data import *
 from ..core.display import *
 from ..core.modes import *
+from ..core.ranks import divided, inner, own_seed, rank, step_together
 from .classifier import *
 from .transforms import *
 from .wgan import *
@@ -67,21 +68,24 @@ def weight(self:WGANCallback):
 @patch
 def before_fit(self:WGANCallback):
     "Make the critics and their optimizers for the images that G is made for."
-    config,self.distances,self.steps = self.model.config,[],0
+    config,self.distances,self.steps = inner(self.model).config,[],0
     self.critics = [critic(channels, config['size']).to(self.dls.device) for channels in (config['channels'],2)]
     self.opts = [torch.optim.Adam(o.parameters(), self.lr, betas=(.5,.9)) for o in self.critics]
     for net in (self.model, *self.critics): net.to(memory_format=torch.channels_last)
+    if divided(self.learn):
+        for o in self.opts: step_together(o)
 
 # %% ../../nbs/augment/28_generator.ipynb #e2cdeb59
 @patch
 def before_batch(self:WGANCallback):
     "Move the critics on all parts of the batch but the last, which becomes G's; in validation G gets the whole batch."
+    G = inner(self.model)
     *for_critics,x = self.x.chunk(self.n_critic+1 if self.training else 1)  # Each (bs, c, h, w)
     for opt in self.opts: opt.param_groups[0]['lr'] = self.opt.hypers[-1]['lr']
     for x_critic in for_critics:
-        seen = self.step(self.model, *self.critics, self.opts, x_critic, penalty_weight=self.weight())
+        seen = self.step(G, *self.critics, self.opts, x_critic, penalty_weight=self.weight())
     if for_critics: self.distances.append([o.wasserstein.item() for o in seen])
-    self.learn.xb,self.learn.yb = (x, self.draw_tau(len(x), self.model.config['n_tau'], x.device)),(x,)
+    self.learn.xb,self.learn.yb = (x, self.draw_tau(len(x), G.config['n_tau'], x.device)),(x,)
 
 # %% ../../nbs/augment/28_generator.ipynb #032fbd2b
 @patch
@@ -169,7 +173,7 @@ def train_generator(
 ):
     "Train G on `images` against two critics, going on from `checkpoint` if there is one; returns its Learner."
     check_parts(steps, epochs)
-    set_seed(seed, reproducible=True)
+    set_seed(own_seed(seed, cbs), reproducible=True)
     images = _unlabelled(images) if isinstance(images, torch.Tensor) else images
     G,wgan = generator or _new_generator(images),WGANCallback(n_critic, lr, **kwargs)
     saving = _checkpoints(checkpoint, steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight,
@@ -189,7 +193,7 @@ class ShowGenerator(Callback):
     ): self.images,self.every,self.path,self.place = x,every,path,None
 
     def before_fit(self):
-        n_tau = self.model.config['n_tau']
+        n_tau = inner(self.model).config['n_tau']
         with torch.random.fork_rng(): self.tau = tau_uniform(2*len(self.images), n_tau, self.dls.device)
 
 # %% ../../nbs/augment/28_generator.ipynb #b095ddc7
@@ -203,9 +207,9 @@ def after_batch(self:ShowGenerator):
 @patch
 def after_train(self:ShowGenerator):
     "Draw the images and two rows of G's."
-    if (self.epoch+1)%self.every: return
+    if (self.epoch+1)%self.every or rank(): return
     x = self.images.to(self.dls.device)
-    with torch.no_grad(): x_moved,_ = self.model(x.repeat(2,1,1,1), self.tau)  # (2n, c, size, size)
+    with torch.no_grad(): x_moved,_ = inner(self.model)(x.repeat(2,1,1,1), self.tau)  # (2n, c, size, size)
     ax = show_images(torch.cat([x, x_moved]), ncols=len(x), size=.5)
     ax.set_title(f'after {(self.epoch+1)*len(self.dls.train)} steps', loc='left', fontsize=9)
     self._show(ax.figure)

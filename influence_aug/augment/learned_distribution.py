@@ -15,6 +15,7 @@ from .augmenter import *
 # %% ../../nbs/augment/32_learned_distribution.ipynb #dba5b9cc
 from ..core.batches import check_count
 from ..core.randomness import own_randomness
+from ..core.ranks import rank
 from ..influence.mixture import plain, prepared, saved_in, tell_cost
 
 # %% ../../nbs/augment/32_learned_distribution.ipynb #fab444c0
@@ -85,7 +86,7 @@ def _round(path, training, valid, augmenter, *window):
     run = torch.cat([torch.tensor([len(training), training.seed]).to(own[0]), *own])
     if path and path.exists(): return _checked(path, torch.load(path, weights_only=True), run)
     rows = distribution_derivatives(training, valid, augmenter, *window)
-    if path:
+    if path and not rank():
         torch.save(dict(run=run, rows=rows), aside := path.with_suffix('.tmp'))
         aside.replace(path)
     return rows

@@ -9,7 +9,7 @@ __all__ = ['FixedHead', 'ImplicitHead', 'relative_influence', 'if_label_kept', '
 # %% ../../nbs/augment/23_objectives.ipynb #ec84ae29
 import math, torch, warnings
 import torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from functools import partial
 from torch import nn, Tensor
 from ..influence.body import *
@@ -76,6 +76,7 @@ def loss_at(self:FixedHead,
 # %% ../../nbs/augment/23_objectives.ipynb #a68239d5
 class ImplicitHead(FixedHead):
     "As `FixedHead`, with head and s_val fitted again at each call to originals and recent augmentations."
+    gather = staticmethod(noop)
     def __init__(self,
         model:nn.Module,        # F; its last linear layer is the head, what comes before it the body
         x:Tensor,               # Training images (n, c, h, w)
@@ -101,8 +102,8 @@ def training_set(self:ImplicitHead):
 def __call__(self:ImplicitHead, x_aug, y):
     "What training makes small; fits the head again, warm-started, with the batch `x_aug`, `y` among its images."
     h_aug,n = self.body(x_aug).flatten(1),len(self.h)
-    self.recent_h = torch.cat([self.recent_h, h_aug.detach()])[-n:]
-    self.recent_y = torch.cat([self.recent_y, y])[-n:]
+    self.recent_h = torch.cat([self.recent_h, self.gather(h_aug.detach())])[-n:]
+    self.recent_y = torch.cat([self.recent_y, self.gather(y)])[-n:]
     self.W = fit_head(*self.training_set(), len(self.W), self.l2, W=self.W, bias=self.bias).W
     self.update()
     return self.label_weight*self.loss_at(h_aug, y) - sample_values(self.S, self.W, h_aug, y).mean()

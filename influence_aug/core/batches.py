@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from .data import *
 from .data import check_vocab
+from .ranks import check_same, n_ranks, rank, summed, undivided
 from .randomness import steady
 
 # %% ../../nbs/core/03_batches.ipynb #8698221f
@@ -102,6 +103,7 @@ def _readable(data, bs):
     "`data` as `Images`, a pair of tensors, or a loader; raises `ValueError` for other things."
     _refuse_others(data)
     if isinstance(data, Subset) and isinstance(data.dataset, Images): data = data.dataset[torch.tensor(data.indices)]
+    data = undivided(data)
     data = getattr(data, 'whole', data)
     if isinstance(data, (tuple,list,Tensor)): _check_pair(data)
     if isinstance(data, (tuple,list)): return _as_tensors(data)
@@ -300,6 +302,7 @@ def check_data(
     "Training and validation samples of each class, (K,) each; raises `ValueError` for data that give no influence."
     check_vocab(train.vocab, valid.vocab, 'valid', 'train')
     ys,prints = zip(*(_labels_and_prints(o, name, n_classes) for name,o in (('valid',valid), ('train',train))))
+    for name,*of in zip(('valid','train'), ys, prints): check_same(name, lambda: hash((*of[0].tolist(), *of[1])))
     if (both := len(set(prints[0])&set(prints[1]))): raise _in_both(both)
     of_valid,counts = (torch.bincount(y, minlength=n_classes) for y in ys)
     _check_counts(counts, len(prints[0]))
@@ -312,6 +315,26 @@ class Mixture:
     def __iter__(self):
         for _,batches in self.parts: yield from batches
 
+# %% ../../nbs/core/03_batches.ipynb #0cc0e413
+def _mean(batches, f):
+    mean,n = 0.,0
+    for x,y in batches:
+        n += len(y)
+        mean = mean+(f(x, y)-mean)*(len(y)/n)
+    return mean
+
+# %% ../../nbs/core/03_batches.ipynb #5227474c
+def _mean_of_ranks(batches, f):
+    "As `_mean`, each rank over its share of the batches; the same bits on all."
+    mean,n,total = 0.,0,0
+    for i,(x,y) in enumerate(batches):
+        total += len(y)
+        if i%n_ranks()!=rank(): continue
+        n += len(y)
+        mean = mean+(f(x, y)-mean)*(len(y)/n)
+    if not total: return mean
+    return summed(mean*(n/total) if n else torch.zeros_like(f(x, y)))
+
 # %% ../../nbs/core/03_batches.ipynb #8cc95838
 def mean_over(
     batches,  # (inputs, labels), again and again; or a `Mixture` of such
@@ -319,8 +342,4 @@ def mean_over(
 ):
     "The mean over the samples of all `batches`; over a `Mixture`, the sum of share times mean."
     if isinstance(batches, Mixture): return sum(share*mean_over(o, f) for share,o in batches.parts)
-    mean,n = 0.,0
-    for x,y in batches:
-        n += len(y)
-        mean = mean+(f(x, y)-mean)*(len(y)/n)
-    return mean
+    return _mean(batches, f) if n_ranks()==1 or isinstance(batches, list) else _mean_of_ranks(batches, f)

@@ -12,17 +12,18 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from pathlib import Path
 from .randomness import random_states, set_random_states
+from .ranks import inner, rank, undivided
 
 # %% ../../nbs/core/08_checkpoint.ipynb #9f28abbf
 def _random_state(dls):
     "Everything the next random number depends on: the generators' states and those of the loaders."
-    return random_states() | dict(loaders=[dl.rng.getstate() for dl in dls.loaders])
+    return random_states() | dict(loaders=[undivided(dl).rng.getstate() for dl in dls.loaders])
 
 # %% ../../nbs/core/08_checkpoint.ipynb #9f28ab01
 def _set_random_state(state, dls):
     "Put back what `_random_state` returned."
     set_random_states(state)
-    for dl,saved in zip(dls.loaders, state['loaders']): dl.rng.setstate(saved)
+    for dl,saved in zip(dls.loaders, state['loaders']): undivided(dl).rng.setstate(saved)
 
 # %% ../../nbs/core/08_checkpoint.ipynb #33c92b71
 def _plain_state(state):
@@ -75,7 +76,8 @@ def _resume(self:Checkpoint):
 @patch
 def _parts(self:Checkpoint):
     "What has a state to keep, and its name in the file: model, optimizer, and callbacks with a `state_dict`."
-    return {self.model: 'model', self.opt: 'opt'} | {o: o.name for o in self.cbs if hasattr(type(o), 'state_dict')}
+    with_state = {o: o.name for o in self.cbs if hasattr(type(o), 'state_dict')}
+    return {inner(self.model): 'model', self.opt: 'opt'} | with_state
 
 # %% ../../nbs/core/08_checkpoint.ipynb #7acfd77d
 @patch
@@ -96,9 +98,9 @@ def before_epoch(self:Checkpoint):
 # %% ../../nbs/core/08_checkpoint.ipynb #524666fe
 @patch
 def after_epoch(self:Checkpoint):
-    "Write the file; after an epoch that was skipped, put back its number of steps, which the recorder miscounts."
+    "Write the file, on rank 0; after an epoch that was skipped, put back its steps, which the recorder miscounts."
     if self.epoch<self.done: self.recorder.iters[-1] = self.saved['iters'][self.epoch]
-    else: self._write()
+    elif rank()==0: self._write()
 
 # %% ../../nbs/core/08_checkpoint.ipynb #9c6fdb15
 @patch

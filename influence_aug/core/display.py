@@ -9,6 +9,7 @@ __all__ = ['show_images', 'progress']
 import math, sys, time
 import matplotlib.pyplot as plt, torch
 from fastai.callback.core import Callback
+from fastai.torch_core import rank_distrib
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from operator import length_hint
@@ -51,8 +52,8 @@ def show_images(
 
 # %% ../../nbs/core/00_display.ipynb #b41c419f
 def draws_bars():
-    "Whether a progress bar can be drawn: in a notebook, or where the output is a terminal."
-    return IN_NOTEBOOK or sys.stdout.isatty()
+    "Whether a progress bar can be drawn: in a notebook or on a terminal, and by the first of several processes."
+    return not rank_distrib() and (IN_NOTEBOOK or sys.stdout.isatty())
 
 # %% ../../nbs/core/00_display.ipynb #7dd1d291
 def progress(

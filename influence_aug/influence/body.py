@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from ..core.modes import *
 from ..core.randomness import own_randomness
+from ..core.ranks import in_shares, inner
 from ..core.batches import *
 from ..core.display import *
 from .solvers import *
@@ -40,6 +41,7 @@ def model_and_loss(
     if hasattr(model, 'loss_func') and hasattr(model, 'dls'):
         model,loss = model.model,model.loss_func if loss is None else loss
     check_module(model)
+    model = inner(model)
     return getattr(model, '_orig_mod', model),loss
 
 # %% ../../nbs/influence/11_body.ipynb #0ecaf5d8
@@ -187,8 +189,8 @@ def features(
 # %% ../../nbs/influence/11_body.ipynb #42cade56
 class FeatureBatches:
     "Features (n, d) and labels of `batches`, kept: up to `max_bytes` in memory, beyond in a temporary file."
-    def __init__(self, body, batches, max_bytes=256*1024**2):
-        self.body,self.batches,self.max_bytes,self.kept = body,batches,max_bytes,None
+    def __init__(self, body, batches, max_bytes=256*1024**2, change=lambda i,x: x):
+        self.body,self.batches,self.max_bytes,self.change,self.kept = body,batches,max_bytes,change,None
 
     def __iter__(self):
         if self.kept is not None: yield from self.kept
@@ -196,10 +198,14 @@ class FeatureBatches:
 
 # %% ../../nbs/influence/11_body.ipynb #cea92293
 @patch
-def _compute(self:FeatureBatches):
-    for x,y in progress(self.batches):
-        h = features(self.body, x)
-        yield (h if h.device.type=='mps' else h.double()),y
+def _of(self:FeatureBatches, i, x):
+    "Features of batch number `i`, whose images `x` are changed before, as augmented copies are."
+    h = features(self.body, self.change(i, x))
+    return h if h.device.type=='mps' else h.double()
+
+# %% ../../nbs/influence/11_body.ipynb #c3456aa0
+@patch
+def _compute(self:FeatureBatches): return in_shares(self._of, progress(self.batches))
 
 # %% ../../nbs/influence/11_body.ipynb #9be54f1a
 @patch

@@ -21,6 +21,7 @@ from .spectrum import *
 
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
 from ..core.batches import check_data, mean_over
+from ..core.ranks import check_same, state_number
 from ..core.losses import Targeted, as_targets, loss_targets, masses, residual, set_targets
 from .body import check_steady, model_and_loss, n_outputs
 from .head import HeadProblem
@@ -177,6 +178,7 @@ def _solve(self:Influence):
 @patch
 def _read(self:Influence):
     "Check the data and keep them as the problem wants them, with targets where the loss is not plain."
+    check_same('The model', lambda: state_number(self.model))
     counts = check_data(self.train, self.valid, self.n_classes)
     self.n,self.n_valid = (o.sum().item() for o in counts)
     self.fitted_on = [self.problem.batches(o) for o in (self.train,self.valid)]

@@ -8,6 +8,7 @@ __all__ = ['RANKERS', 'rank_through_head', 'rank_augmentations', 'plot_ranking']
 # %% ../../nbs/influence/14_ranking.ipynb #044a2dcb
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, warnings
 import torch.nn.functional as F
+from fastcore.basics import patch
 from ..core.batches import *
 from ..core.display import *
 from .head import *
@@ -21,6 +22,7 @@ from ..core.data import check_images, check_pixels
 from ..core.losses import Targeted
 from ..core.policy import as_policy
 from ..core.randomness import own_randomness
+from ..core.ranks import as_message, summed
 from .body import FeatureBatches
 from .head import with_bias
 from ..core.batches import Mixture, mean_over
@@ -44,16 +46,24 @@ class Augmented:
         self.scale = scale or getattr(batches, 'scale', PixelScale())
 
     def __len__(self): return len(self.batches)
-    def __iter__(self):
-        for i,(x,y) in enumerate(self.batches):
-            new = _drawn(self.policy, self.scale.to_pixels(x), 100_003*self.seed+i)
-            yield self.scale.from_pixels(new).to(x),y
+    def __iter__(self): return ((self.change(i, x),y) for i,(x,y) in enumerate(self.batches))
+
+# %% ../../nbs/influence/14_ranking.ipynb #a669f54a
+@patch
+def change(self:Augmented,
+    i, # Number of the batch
+    x, # Its images (n, …)
+):
+    "The images of batch `i` under the policy, by the batch's own draws."
+    new = _drawn(self.policy, self.scale.to_pixels(x), 100_003*self.seed+i)
+    return self.scale.from_pixels(new).to(x)
 
 # %% ../../nbs/influence/14_ranking.ipynb #398ca124
 def _copies(infl, policy, draws, seed):
     "Features of `draws` random copies of each training image of `infl`, in equal shares."
     body,targets = infl.problem.body,infl.problem.targets
-    copies = [FeatureBatches(body, Augmented(infl.train, policy, seed+k)) for k in range(draws)]
+    changes = [Augmented(infl.train, policy, seed+k).change for k in range(draws)]
+    copies = [FeatureBatches(body, infl.train, change=o) for o in changes]
     return Mixture(*[(1/draws, o if targets is None else Targeted(o, targets)) for o in copies])
 
 # %% ../../nbs/influence/14_ranking.ipynb #10a0ecd9
@@ -158,6 +168,14 @@ def ranked(
     table = pd.DataFrame({k: row(o) for k,o in effects.items()}, index=columns).T
     return with_verdicts(table, len(next(iter(effects.values()))['refit']), idle)
 
+# %% ../../nbs/influence/14_ranking.ipynb #df570224
+def _all_effects(infl, policies, share, draws, seed):
+    "Name → `_effects` of each of `policies`; each then knows how many images it changed on all ranks."
+    found = {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())}
+    changed = summed(as_message([o.changed for o in policies.values()])).tolist()
+    for o,n in zip(policies.values(), changed): o.changed = n
+    return found
+
 # %% ../../nbs/influence/14_ranking.ipynb #9c8bea27
 def head_effects(
     model,         # As for `rank_through_head`
@@ -180,7 +198,7 @@ def head_effects(
     infl.train.keep()
     check_both(infl.train, infl.valid)
     infl.fit()
-    return {k: _effects(infl, f, share, draws, seed) for k,f in progress(policies.items())},idle(policies)
+    return _all_effects(infl, policies, share, draws, seed),idle(policies)
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
 def rank_through_head(

@@ -19,6 +19,7 @@ from ..core.modes import *
 from ..core.batches import check_count
 from ..core.display import progress
 from ..core.randomness import own_randomness
+from ..core.ranks import rank
 from .body import check_module
 from .rules import *
 from .solvers import FlatModel
@@ -283,7 +284,7 @@ def run(self:Backward,
     last = time.time()
     for t in progress(range(self.t-1, self.since-1, -1)):
         self._step(t)
-        if not self.path or t>self.since and time.time()-last<save_every: continue
+        if not self.path or rank() or t>self.since and time.time()-last<save_every: continue
         self._saved()
         last = time.time()
     return self
