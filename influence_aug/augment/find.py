@@ -34,9 +34,9 @@ class FoundAugmentations:
     changes:pd.DataFrame=None # Predicted change of each validation image's loss by each candidate; through='head' only
 
 # %% ../../nbs/augment/34_find.ipynb #e22da719
-def _by_head(learn, train, valid, candidates, seed, n_boot=1000, **how):
+def _by_head(learn, train, valid, candidates, seed, n_boot=1000, l2=None, **how):
     "(Table, changes) through the head; it warns of nothing, since half of its warnings are wrong."
-    effects,idle = head_effects(learn, train, valid, candidates, seed=seed, **how)
+    effects,idle = head_effects(learn, train, valid, candidates, l2, seed=seed, **how)
     table = ranked(effects, check_count('n_boot', n_boot), seed, idle).replace({'verdict': {'may harm': 'cannot tell'}})
     return table,pd.DataFrame({k: o['refit'] for k,o in effects.items()})
 
@@ -93,7 +93,7 @@ def aug_find(self:Learner,
     most=5,          # Families in the suggestion
     step=1.,         # How far its shares follow the promises, as for `exponentiated`
     seed=0,          # Of all draws
-    **how            # Other settings of the ranking, as share, draws, trainings, path
+    **how            # Other settings of the ranking, as l2, by default None: by validation; share, draws, trainings
 )->FoundAugmentations:
     "Which augmentations would lower the validation loss, by this Learner as it is; raises as `rank_augmentations`."
     train,valid = (self.dls.train if train is None else train),(self.dls.valid if valid is None else valid)

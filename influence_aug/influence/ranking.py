@@ -9,6 +9,7 @@ __all__ = ['RANKERS', 'rank_through_head', 'rank_augmentations', 'plot_ranking']
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, warnings
 import torch.nn.functional as F
 from fastcore.basics import patch
+from functools import partial
 from ..core.batches import *
 from ..core.display import *
 from .head import *
@@ -168,6 +169,22 @@ def ranked(
     table = pd.DataFrame({k: row(o) for k,o in effects.items()}, index=columns).T
     return with_verdicts(table, len(next(iter(effects.values()))['refit']), idle)
 
+# %% ../../nbs/influence/14_ranking.ipynb #c97833f1
+_L2S = .01,.03,.1,.3,1.
+
+# %% ../../nbs/influence/14_ranking.ipynb #736530fa
+def _valid_loss_at(infl, l2):
+    "Validation loss with the head of `infl` fitted again at weight decay `l2`."
+    (train,valid),problem = infl.fitted_on,infl.problem
+    problem.refit(train, l2)
+    return mean_over(valid, lambda h,y: F.cross_entropy(with_bias(h, problem.W)@problem.W.T, y)).item()
+
+# %% ../../nbs/influence/14_ranking.ipynb #d8312a4d
+def _tune_l2(infl):
+    "Fit the head of `infl` again with that weight decay of `_L2S` which has the lowest validation loss."
+    infl.l2 = min(_L2S, key=partial(_valid_loss_at, infl))
+    infl.problem.refit(infl.fitted_on[0], infl.l2)
+
 # %% ../../nbs/influence/14_ranking.ipynb #df570224
 def _all_effects(infl, policies, share, draws, seed):
     "Name → `_effects` of each of `policies`; each then knows how many images it changed on all ranks."
@@ -194,10 +211,11 @@ def head_effects(
     if not (isinstance(seed, Integral) and seed>=0): raise ValueError(f"seed={seed!r}: expected a whole number, as 0.")
     check_count('draws', draws)
     policies = check_candidates(candidates, Batches(train, bs))
-    infl = Influence(model, train, valid, l2=l2, bs=bs, **how)
+    infl = Influence(model, train, valid, l2=l2 or _L2S[0], bs=bs, **how)
     infl.train.keep()
     check_both(infl.train, infl.valid)
     infl.fit()
+    if l2 is None: _tune_l2(infl)
     return _all_effects(infl, policies, share, draws, seed),idle(policies)
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
@@ -206,7 +224,7 @@ def rank_through_head(
     train,         # As for `Influence`; images in [0, 1] before any fastai `Normalize`
     valid,         # The same, disjoint from `train`
     candidates,    # As for `rank_augmentations`
-    l2=1e-2,       # Weight decay of the head fit
+    l2=1e-2,       # Weight decay of the head fit; None takes that of .01 … 1 with the lowest validation loss
     share=.1,      # α, weight of the augmented copies against the originals, in (0, 1]
     draws=1,       # Random copies of each image
     n_boot=1000,   # Bootstrap samples of the validation set for the 95% intervals
