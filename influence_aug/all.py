@@ -6,7 +6,8 @@
 __all__ = ['mnist_sample', 'source_from_folder', 'source_from_folders', 'source_from_dls', 'draw_splits', 'show_images',
            'rank_augmentations', 'plot_ranking', 'load_generator', 'random_tau', 'Augmenter', 'Augment', 'MaxUp',
            'train_classifier', 'learn_augmenter', 'adapt', 'default_candidates', 'fastai_candidates',
-           'FoundAugmentations', 'MixturePolicy', 'RandomTauBank', 'learn_mixture', 'learn_distribution']
+           'FoundAugmentations', 'FittedAugmenter', 'MixturePolicy', 'RandomTauBank', 'learn_mixture',
+           'learn_distribution']
 
 # %% ../nbs/quickstart.ipynb #dfaf3a54
 from .core.data import *
@@ -26,6 +27,7 @@ from .augment.adapt import *
 # %% ../nbs/quickstart.ipynb #78264269
 from .augment.candidates import *
 from .augment.find import *
+from .augment.fit import *
 from .augment.harm import *
 from .augment.learned_distribution import *
 from .augment.learned_mixture import *
@@ -34,4 +36,5 @@ from .augment.learned_mixture import *
 _all_ = ['mnist_sample', 'source_from_folder', 'source_from_folders', 'source_from_dls', 'draw_splits', 'show_images',
          'rank_augmentations', 'plot_ranking', 'load_generator', 'random_tau', 'Augmenter', 'Augment', 'MaxUp',
          'train_classifier', 'learn_augmenter', 'adapt', 'default_candidates', 'fastai_candidates',
-         'FoundAugmentations', 'MixturePolicy', 'RandomTauBank', 'learn_mixture', 'learn_distribution']
+         'FoundAugmentations', 'FittedAugmenter', 'MixturePolicy', 'RandomTauBank', 'learn_mixture',
+         'learn_distribution']

@@ -8,6 +8,7 @@ __all__ = ['TARGET_POLICIES', 'image_losses', 'Trial', 'look_for_shift', 'Decisi
 # %% ../../nbs/augment/30_adapt.ipynb #f60f7260
 import matplotlib.pyplot as plt, pandas as pd, torch
 import torch.nn.functional as F
+from copy import deepcopy
 from dataclasses import dataclass
 from fastcore.basics import patch
 from scipy import stats
@@ -77,6 +78,26 @@ TARGET_POLICIES = {
     'affine': lambda padding, mode: lambda x: crop(padding)(Augment(random_affine(padding_mode=mode), .5).change(x)),
 }
 
+# %% ../../nbs/augment/30_adapt.ipynb #cc4758cf
+def shift_augmenter(
+    splits,             # `Splits` whose validation is the target's
+    model,              # F, best trained with random τ of `G`
+    G,                  # A `NamedGenerator`, or another generator
+    weights=(1e-3,1e-2),# Of `StayRandom`, each tried; 0 goes without it, for an E that has no distribution
+    e_steps=150,        # Steps of E
+    seed=0,             # Draws everything random
+    estimator=SharedEstimator, # E, of which each trial trains a copy, or its class
+    cbs=(),             # Further callbacks of each trial
+    **kwargs,           # For `train_estimator`
+) -> Augmenter:
+    "Train E once with each of `weights`: the augmenter with the lowest `head_holdout_loss`."
+    def learned(weight):
+        stay = [StayRandom(weight)] if weight else []
+        guards = [*stay, Guard(_floor(model, G, splits), patience=4), Quiet(), *cbs]
+        how = dict(steps=e_steps, epochs=10, lr=1e-2, seed=seed, cbs=guards) | kwargs
+        return train_estimator(model, Augmenter(G, deepcopy(estimator)), splits, **how)
+    return min((learned(w) for w in weights), key=lambda o: o.guard.best).model.eval()
+
 # %% ../../nbs/augment/30_adapt.ipynb #39c38173
 def look_for_shift(
     splits,             # `Splits` whose validation is the target's
@@ -87,12 +108,7 @@ def look_for_shift(
     seed=0,             # Draws everything random
 ) -> tuple:
     "(the augmenter with the lowest `head_holdout_loss`, that loss, the loss with random τ)."
-    def learned(weight):
-        cbs = [StayRandom(weight), Guard(_floor(model, G, splits), patience=4), Quiet()]
-        a = Augmenter(G, SharedEstimator)
-        return train_estimator(model, a, splits, steps=e_steps, epochs=10, lr=1e-2, seed=seed, cbs=cbs)
-    learn = min((learned(w) for w in weights), key=lambda o: o.guard.best)
-    augmenter = learn.model.eval()
+    augmenter = shift_augmenter(splits, model, G, weights, e_steps, seed)
     figures = holdout_figures(model, augmenter, random_tau(G), splits)
     return augmenter, figures['head_holdout_loss'], figures['head_holdout_loss_random']
 
@@ -166,6 +182,20 @@ def _why(table, baseline, n):
             f"below {baseline}")
     return told+('.' if -row.difference>row['±'] else ', which can be luck: the interval holds zero.')
 
+# %% ../../nbs/augment/30_adapt.ipynb #d73fb094
+@patch
+def plot(self:Decision,
+    ax=None, # Axes to draw on, by default new ones
+):
+    "Draw each candidate's difference to the baseline with its interval; returns the axes."
+    t = self.table.drop(index=self.baseline).iloc[::-1]
+    ax = ax or plt.subplots(figsize=(5, 1.6))[1]
+    ax.errorbar(t.difference, range(len(t)), xerr=t['±'], fmt='o', ms=4, capsize=2)
+    ax.axvline(0, color='.5', lw=.7)
+    ax.set_yticks(range(len(t)), t.index)
+    ax.set_title(f'loss on the watching half, minus that of {self.baseline}', fontsize=9)
+    return ax
+
 # %% ../../nbs/augment/30_adapt.ipynb #9f8a624c
 @dataclass
 class Adaptation:
@@ -177,7 +207,10 @@ class Adaptation:
     splits:object      # The `Splits` it was found on
 
 # %% ../../nbs/augment/30_adapt.ipynb #17f82390
-def _check_target(splits, policies):
+def check_target(
+    splits,   # `Splits`
+    policies, # Name → policy
+):
     "Raise `ValueError` for fewer than five images in a half, images of another shape, or a name that is taken."
     n,shapes = len(splits.holdout),[tuple(o.x.shape[1:]) for o in (splits.labelled, splits.valid)]
     if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of them.")
@@ -187,7 +220,9 @@ def _check_target(splits, policies):
         raise ValueError(f"Policies called {taken}: expected other names, since adapt has candidates of these.")
 
 # %% ../../nbs/augment/30_adapt.ipynb #43372d00
-def _named_for(x):
+def named_for(
+    x, # Images (n, c, h, w)
+):
     "A `NamedGenerator` for images like `x`: drawings lie on black, photographs go on beyond their edge."
     channels,size = x.shape[1:3]
     return NamedGenerator(channels, size, padding_mode='border' if channels==3 else 'zeros')
@@ -216,8 +251,8 @@ def adapt(
     **kwargs,      # For `train_classifier`, and `also`, policies that are always used, such as a flip
 ) -> Adaptation:
     "Try random policies, learned, joint, and learned + joint; decide by the loss on labels that trained nothing."
-    _check_target(splits, policies or {})
-    G = G or _named_for(splits.labelled.x)
+    check_target(splits, policies or {})
+    G = G or named_for(splits.labelled.x)
     how = dict(seed=seed, padding_mode=G.config.get('padding_mode', 'zeros'), **kwargs)
     policies = (policies or {'affine': random_affine(padding_mode=how['padding_mode'])}) | {'random_tau': random_tau(G)}
     trials,augmenter = _all_trials(splits, G, policies, rounds, e_steps, how)
@@ -242,14 +277,7 @@ def plot(self:Adaptation,
     ax=None, # Axes to draw on, by default new ones
 ):
     "Draw each candidate's difference to the baseline with its interval; returns the axes."
-    baseline = self.decision.baseline
-    t = self.decision.table.drop(index=baseline).iloc[::-1]
-    ax = ax or plt.subplots(figsize=(5, 1.6))[1]
-    ax.errorbar(t.difference, range(len(t)), xerr=t['±'], fmt='o', ms=4, capsize=2)
-    ax.axvline(0, color='.5', lw=.7)
-    ax.set_yticks(range(len(t)), t.index)
-    ax.set_title(f'loss on the watching half, minus that of {baseline}', fontsize=9)
-    return ax
+    return self.decision.plot(ax)
 
 # %% ../../nbs/augment/30_adapt.ipynb #e6347161
 def _rows(found, n):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FixedHead', 'ImplicitHead', 'relative_influence', 'if_label_kept', 'AllLayers', 'min_loss', 'max_loss', 'maximise',
-           'aligned', 'head_holdout_loss', 'class_leak']
+           'aligned', 'head_holdout_loss', 'head_holdout_losses', 'class_leak']
 
 # %% ../../nbs/augment/23_objectives.ipynb #ec84ae29
 import math, torch, warnings
@@ -202,6 +202,21 @@ def aligned(
         return relative_influence(layers.values(v/v.norm().clamp_min(1e-12), x, y), model(x), y)
     return value
 
+# %% ../../nbs/augment/23_objectives.ipynb #ebcda488
+def head_with_copies(
+    augmenter,      # Images to augmented images, such as an `Augmenter`
+    body:nn.Module, # F without its head
+    x:Tensor,       # Training images (n, c, h, w)
+    y:Tensor,       # Their labels (n,)
+    n_classes:int,  # K
+    l2:float=3e-2,  # Weight decay of the head
+    draws:int=4,    # Augmentations of each image
+)->Tensor:          # (K, d+1)
+    "A head fitted to originals and augmentations, half and half."
+    with torch.no_grad(): h_aug = torch.cat([features(body, augmenter(x)) for _ in range(draws)]) # (draws·n, d)
+    h = torch.cat([features(body, x).repeat(draws,1), h_aug]) # (2·draws·n, d)
+    return fit_head(h, y.repeat(2*draws), n_classes, l2).W
+
 # %% ../../nbs/augment/23_objectives.ipynb #4b1cdcf4
 def head_holdout_loss(
     augmenter,        # Images to augmented images, such as an `Augmenter`
@@ -215,10 +230,23 @@ def head_holdout_loss(
     draws:int=4,      # Augmentations of each image
 )->float:
     "Loss on the held-out half of a head fitted to originals and augmentations, half and half."
-    with torch.no_grad(): h_aug = torch.cat([features(body, augmenter(x)) for _ in range(draws)]) # (draws·n, d)
-    h = torch.cat([features(body, x).repeat(draws,1), h_aug]) # (2·draws·n, d)
-    W = fit_head(h, y.repeat(2*draws), n_classes, l2).W
+    W = head_with_copies(augmenter, body, x, y, n_classes, l2, draws)
     return head_loss(W, features(body, x_holdout), y_holdout).item()
+
+# %% ../../nbs/augment/23_objectives.ipynb #fa631b94
+def head_holdout_losses(
+    augmenter,        # Images to augmented images, such as an `Augmenter`
+    body:nn.Module,   # F without its head
+    x:Tensor,         # Training images (n, c, h, w)
+    y:Tensor,         # Their labels (n,)
+    x_holdout:Tensor, # Images of the held-out half
+    y_holdout:Tensor, # Their labels
+    n_classes:int,    # K
+    **kwargs,         # For the head: `l2`, `draws`
+)->Tensor:            # (n_holdout,)
+    "Loss on each image of the held-out half, of the head of `head_holdout_loss`."
+    W,h = head_with_copies(augmenter, body, x, y, n_classes, **kwargs),features(body, x_holdout)
+    return F.cross_entropy(with_bias(h, W)@W.T, y_holdout, reduction='none')
 
 # %% ../../nbs/augment/23_objectives.ipynb #9713af48
 def class_leak(
