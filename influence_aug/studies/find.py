@@ -91,10 +91,11 @@ def predict_on_photographs(
     splits = TASKS['photographs'](seed)
     learn = train_classifier(splits, None, NETWORKS['photographs'], seed=1000*seed)
     asked = {k: _transform(k) for k in PHOTO_CANDIDATES}
-    found = learn.aug_find(asked, splits.labelled, splits.tune, show_plot=False, seed=seed)
+    ask = partial(learn.aug_find, asked, splits.labelled, splits.tune, show_plot=False, seed=seed)
+    found,sure = ask(),ask(l2=1e-2).table.predicted
     by = found.per_class()
     told = lambda k: ' '.join(f'{by.loc[o,k]:.5f}' for o in splits.labelled.vocab)
-    return [dict(candidate=k, **row[['predicted','low','high','verdict','first_order']], classes=told(k))
+    return [dict(candidate=k, **row[['predicted','low','high','verdict','first_order']], sure=sure[k], classes=told(k))
             for k,row in found.table.iterrows()]
 
 # %% ../../nbs/studies/56_find.ipynb #f5f26f80
