@@ -37,7 +37,7 @@ def main(kind):
         if run(sys.executable, '-m', 'venv', VENV): sys.exit('Python could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv')
     what = '.[dev]' if kind == 'dev' else '.'
     print('Installing %s with pip. The first time this takes minutes: PyTorch is large.' % what, flush=True)
-    if run(python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--retries', '2', '--timeout', '30', '-e', what):
+    if run(python, '-m', 'pip', 'install', '--quiet', '--no-compile', '--disable-pip-version-check', '--retries', '2', '--timeout', '30', '-e', what):
         sys.exit(PIP_FAILED)
     for stamp in {'demo', kind}: open(os.path.join(VENV, '.' + stamp), 'w').close()
     print('Installed.', flush=True)
