@@ -106,15 +106,22 @@ def aug_find(self:Learner,
     return found
 
 # %% ../../nbs/augment/34_find.ipynb #97848772
-def _plot_family(ax, name, rows, top):
-    "Effect against strength of one family, up to `top`."
+def _plot_family(ax, name, rows, bottom, top):
+    "Effect against strength of one family, from `bottom` up to `top`."
     for i,(_,o) in enumerate(rows.iterrows()):
         colour = {'helps':'C2','may harm':'C3'}.get(o.verdict, '.6')
         if o.predicted>top: ax.plot(i, top, '^', color=colour); continue
         ax.errorbar(i, o.predicted, yerr=[[o.predicted-o.low],[o.high-o.predicted]], fmt='o', ms=4, color=colour)
     ax.axhline(0, color='.7', lw=.7)
-    ax.set_ylim(-.6*top, 1.1*top)
+    ax.set_ylim(bottom, 1.1*top)
     ax.set_title(name, fontsize=9); ax.set_xticks(range(len(rows)), rows.strength, fontsize=8); ax.margins(x=.4)
+
+# %% ../../nbs/augment/34_find.ipynb #9b84904e
+def _frame(asked):
+    "From where to where the chart of `asked` goes: up to what is worst, but at most twice the greatest promise."
+    low,high = asked.low.min(),asked.high.max()
+    top = min(2*abs(low), max(high, .5*abs(low)))
+    return min(1.2*low, -.1*top),top
 
 # %% ../../nbs/augment/34_find.ipynb #8963bf5a
 @patch
@@ -126,8 +133,7 @@ def plot(self:FoundAugmentations,
     nrows,ncols = -(-len(best)//ncols),min(ncols, len(best))
     fig,axs = plt.subplots(nrows, ncols, figsize=(1.6*ncols,1.5*nrows), sharey=True, squeeze=False)
     for ax in axs.flat[len(best):]: ax.axis('off')
-    top = 2*abs(asked.low.min())
-    for ax,k in zip(axs.flat, best): _plot_family(ax, k, asked[asked.family==k], top)
+    for ax,k in zip(axs.flat, best): _plot_family(ax, k, asked[asked.family==k], *_frame(asked))
     fig.supylabel('predicted change of validation loss', fontsize=9); fig.tight_layout()
     return axs
 

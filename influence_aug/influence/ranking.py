@@ -180,8 +180,10 @@ def _valid_loss_at(infl, l2):
     return mean_over(valid, lambda h,y: F.cross_entropy(with_bias(h, problem.W)@problem.W.T, y)).item()
 
 # %% ../../nbs/influence/14_ranking.ipynb #d8312a4d
-def _tune_l2(infl):
-    "Fit the head of `infl` again with that weight decay of `_L2S` which has the lowest validation loss."
+def _fit(infl, l2):
+    "Fit `infl`, where `l2` is None at that weight decay of `_L2S` which has the lowest validation loss."
+    infl.fit()
+    if l2 is not None: return
     infl.l2 = min(_L2S, key=partial(_valid_loss_at, infl))
     infl.problem.refit(infl.fitted_on[0], infl.l2)
 
@@ -211,11 +213,10 @@ def head_effects(
     if not (isinstance(seed, Integral) and seed>=0): raise ValueError(f"seed={seed!r}: expected a whole number, as 0.")
     check_count('draws', draws)
     policies = check_candidates(candidates, Batches(train, bs))
-    infl = Influence(model, train, valid, l2=l2 or _L2S[0], bs=bs, **how)
+    infl = Influence(model, train, valid, l2=_L2S[0] if l2 is None else l2, bs=bs, **how)
     infl.train.keep()
     check_both(infl.train, infl.valid)
-    infl.fit()
-    if l2 is None: _tune_l2(infl)
+    _fit(infl, l2)
     return _all_effects(infl, policies, share, draws, seed),idle(policies)
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a3d
