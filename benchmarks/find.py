@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,11 +18,10 @@ import torch
 from influence_aug.all import *
 from influence_aug.augment.candidates import *
 from influence_aug.augment.classifier import train_classifier
+from influence_aug.core.data import Images
 from influence_aug.core.datasets import get_source
 from influence_aug.core.display import Quiet
 from influence_aug.studies.results import append_rows
-
-RESULTS = 'results/find_speed.csv'
 
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
@@ -34,7 +34,7 @@ def one(n, candidates, threads):
     source = get_source('mnist')
     pool = torch.cat([source.pool.x, source.valid.x]), torch.cat([source.pool.y, source.valid.y])
     valid = source.test[torch.arange(2000)]
-    train = type(valid)(pool[0][:n], pool[1][:n], valid.vocab)
+    train = Images(pool[0][:n], pool[1][:n], valid.vocab)
     splits = draw_splits(source, n=600)
     start = time.time()
     learn = train_classifier(splits, [Quiet()])
@@ -47,20 +47,29 @@ def one(n, candidates, threads):
                 ratio=round(seconds/training/(len(found.table)+1), 4), peak_before_mib=round(before), peak_mib=round(peak()))
 
 
+def drop(results, command):
+    "Take the rows of `command` out of the file, if it is there."
+    if not Path(results).exists(): return
+    old = pd.read_csv(results)
+    old[old.command != command].to_csv(results, index=False)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--n', type=int, nargs='+', default=[600, 6000, 60000])
     p.add_argument('--candidates', type=int, default=30)
     p.add_argument('--threads', type=int, default=2)
+    p.add_argument('--results', default='results/find_speed.csv')
     p.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
     a = p.parse_args()
     command = f'python benchmarks/find.py --n {a.n[0]} --candidates {a.candidates} --threads {a.threads}'
     if a.one:
         row = one(a.n[0], a.candidates, a.threads)
-        append_rows(RESULTS, [row | dict(machine=f'{a.threads} CPU thread'+'s'*(a.threads > 1), command=command)])
+        drop(a.results, command)
+        append_rows(a.results, [row | dict(machine=f'{a.threads} CPU thread'+'s'*(a.threads > 1), command=command)])
         return print(row)
-    for n in a.n: subprocess.run([sys.executable, __file__, '--one', '--n', str(n), '--candidates', str(a.candidates), '--threads', str(a.threads)], check=True)
-    print(pd.read_csv(RESULTS).drop(columns=['command', 'version']).to_string(index=False))
+    for n in a.n: subprocess.run([sys.executable, __file__, '--one', '--n', str(n), '--candidates', str(a.candidates), '--threads', str(a.threads), '--results', a.results], check=True)
+    print(pd.read_csv(a.results).drop(columns=['command', 'version']).to_string(index=False))
 
 
 if __name__ == '__main__': main()

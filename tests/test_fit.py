@@ -81,7 +81,8 @@ def test_a_learner_that_never_trained(learn):
 
 def test_in_half_precision(dls):
     learn = Learner(dls, small_cnn(3, 2)).to_fp16()
-    assert learn.fit_augmenter(steps=1).decision.choice in ('none', 'random_tau', 'learned')
+    table = learn.fit_augmenter(steps=1).decision.table
+    assert set(table.index) == {'none', 'random_tau', 'learned'} and table.loss.between(0, 5).all() and (table.loss > 0).all()
 
 
 def makers(tmp_path):

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-pytest.importorskip('accelerate')
 import several
 
 

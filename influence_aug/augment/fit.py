@@ -6,7 +6,7 @@
 __all__ = ['FittedAugmenter']
 
 # %% ../../nbs/augment/36_fit.ipynb #ccae6113
-import torch, warnings
+import torch, torch.nn.functional as F, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from numbers import Integral
 from pathlib import PurePath
 from torch import nn
 from ..core.batches import *
+from ..core.checks import *
 from ..core.data import *
 from ..core.modes import *
 from ..influence.body import *
@@ -31,9 +32,11 @@ from ..core.data import check_pixels, check_vocab
 from ..core.display import progress, show_images
 from ..core.randomness import own_randomness
 from ..influence.body import model_and_loss, n_outputs
+from ..influence.head import with_bias
 from .adapt import check_target, named_for, shift_augmenter
 from .classifier import steps_each
 from .estimator import share_read
+from .objectives import head_with_copies
 
 # %% ../../nbs/augment/36_fit.ipynb #cd2d3c16
 @dataclass
@@ -155,11 +158,12 @@ def _learned(splits, model, G, estimator, steps, device, seed, **kwargs):
 def _losses(splits, model, policies, device, seed, l2):
     "Policy → loss of each image of the watching half, of a head that is fitted with it."
     whole = lambda o: (o.x.to(device).float()/255, o.y.to(device))
-    (x,y),seen,k = whole(splits.labelled),whole(splits.holdout),len(splits.labelled.vocab)
+    (x,y),(x_seen,y_seen),k = whole(splits.labelled),whole(splits.holdout),len(splits.labelled.vocab)
     body,_ = split_head(model, x[:4])
+    h = features(body, x_seen)
     def losses(a):
-        with own_randomness(seed, device):
-            return head_holdout_losses(a or nn.Identity(), body, x, y, *seen, k, l2=l2).cpu()
+        with own_randomness(seed, device): W = head_with_copies(a or nn.Identity(), body, x, y, k, l2)
+        return F.cross_entropy(with_bias(h, W)@W.T, y_seen, reduction='none').cpu()
     return {name: losses(a) for name,a in policies.items()}
 
 # %% ../../nbs/augment/36_fit.ipynb #b6c324a0

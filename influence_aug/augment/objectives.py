@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FixedHead', 'ImplicitHead', 'relative_influence', 'if_label_kept', 'AllLayers', 'min_loss', 'max_loss', 'maximise',
-           'aligned', 'head_holdout_loss', 'head_holdout_losses', 'class_leak']
+           'aligned', 'head_holdout_loss', 'class_leak']
 
 # %% ../../nbs/augment/23_objectives.ipynb #ec84ae29
 import math, torch, warnings
@@ -232,21 +232,6 @@ def head_holdout_loss(
     "Loss on the held-out half of a head fitted to originals and augmentations, half and half."
     W = head_with_copies(augmenter, body, x, y, n_classes, l2, draws)
     return head_loss(W, features(body, x_holdout), y_holdout).item()
-
-# %% ../../nbs/augment/23_objectives.ipynb #fa631b94
-def head_holdout_losses(
-    augmenter,        # Images to augmented images, such as an `Augmenter`
-    body:nn.Module,   # F without its head
-    x:Tensor,         # Training images (n, c, h, w)
-    y:Tensor,         # Their labels (n,)
-    x_holdout:Tensor, # Images of the held-out half
-    y_holdout:Tensor, # Their labels
-    n_classes:int,    # K
-    **kwargs,         # For the head: `l2`, `draws`
-)->Tensor:            # (n_holdout,)
-    "Loss on each image of the held-out half, of the head of `head_holdout_loss`."
-    W,h = head_with_copies(augmenter, body, x, y, n_classes, **kwargs),features(body, x_holdout)
-    return F.cross_entropy(with_bias(h, W)@W.T, y_holdout, reduction='none')
 
 # %% ../../nbs/augment/23_objectives.ipynb #9713af48
 def class_leak(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from .batches import *
 from .batches import pixel_scale
+from .checks import *
 from .data import *
 from .display import *
 from .files import *

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from collections import Counter
 from pathlib import Path
 from PIL import Image, ImageOps
-from .batches import *
+from .checks import *
 from .data import *
 from .data import check_vocab
 from .display import *

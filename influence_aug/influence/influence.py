@@ -20,7 +20,8 @@ from .solvers import *
 from .spectrum import *
 
 # %% ../../nbs/influence/13_influence.ipynb #25f0f550
-from ..core.batches import check_data, mean_over
+from ..core.batches import mean_over
+from ..core.checks import check_data
 from ..core.ranks import check_same, state_number
 from ..core.losses import Targeted, as_targets, loss_targets, masses, residual, set_targets
 from .body import check_steady, model_and_loss, n_outputs

@@ -19,7 +19,8 @@ from .rules import *
 from .training import *
 
 # %% ../../nbs/influence/17_mixture.ipynb #dd0a8633
-from ..core.batches import check_count, check_data
+from ..core.batches import check_count
+from ..core.checks import check_data
 from ..core.losses import loss_targets
 from .body import model_and_loss, n_outputs
 from .ranking import RANKERS, check_both, check_candidates, idle, with_verdicts
