@@ -34,7 +34,8 @@ def one(n, candidates, threads):
     source = get_source('mnist')
     pool = torch.cat([source.pool.x, source.valid.x]), torch.cat([source.pool.y, source.valid.y])
     valid = source.test[torch.arange(2000)]
-    train = Images(pool[0][:n], pool[1][:n], valid.vocab)
+    order = torch.randperm(len(pool[1]), generator=torch.Generator().manual_seed(0))[:n]
+    train = Images(pool[0][order], pool[1][order], valid.vocab)
     splits = draw_splits(source, n=600)
     start = time.time()
     learn = train_classifier(splits, [Quiet()])
