@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -7,7 +8,7 @@ import torch
 from hypothesis import settings
 
 from influence_aug.core.data import draw_splits
-from influence_aug.core.datasets import mnist_sample
+from influence_aug.core.datasets import DATASETS, mnist_sample
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -21,3 +22,11 @@ def sample(): return mnist_sample()
 
 @pytest.fixture(scope='session')
 def splits(sample): return draw_splits(sample, frac=.01, seed=0)
+
+
+@pytest.fixture
+def few_to_look_at(sample, monkeypatch):
+    "A sample with a fifth of the validation digits and a quarter of the test digits."
+    few = replace(sample, valid=sample.valid[torch.arange(0, 2000, 5)], test=sample.test[torch.arange(0, 2000, 4)])
+    monkeypatch.setitem(DATASETS, 'sample', lambda: few)
+    return few

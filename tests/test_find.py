@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
     for k, name in enumerate(('day', 'night')):
         (root/name).mkdir()
-        for i in range(30):
+        for i in range(16):
             pixels = rng.integers(0, 128, (70+i, 80, 3))+100*k
             Image.fromarray(pixels.astype(np.uint8)).save(root/name/f'{i}.png')
     return root

@@ -40,12 +40,12 @@ def test_stock_models_are_asked_and_left_alone(dls, name):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
     learn.model.train()
     before, backend = deepcopy(state(learn)), (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
-    found = learn.fit_augmenter(steps=1, most=20)
+    found = learn.fit_augmenter(steps=1, most=10)
     assert same(before[:5], state(learn)[:5]) and same(before[8:], state(learn)[8:])
     assert [id(dl) for dl in learn.dls.loaders] == [i for i, _ in before[7]] and same([o for _, o in before[7]], [dl.rng.getstate() for dl in learn.dls.loaders])
     assert backend == (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
     assert set(found.decision.table.index) == {'none', 'random_tau', 'learned'} and found.augmenter.generator.config['size'] == 64
-    assert (len(found.splits.labelled), len(found.splits.tune), len(found.splits.holdout)) == (20, 10, 10)
+    assert (len(found.splits.labelled), len(found.splits.tune), len(found.splits.holdout)) == (10, 5, 5)
 
 
 def test_the_same_seed_gives_the_same(learn):

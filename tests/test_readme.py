@@ -8,6 +8,7 @@ from fastai.vision.all import ImageDataLoaders, PILImageBW, Resize
 
 import influence_aug.all as everything
 from influence_aug.augment.classifier import small_cnn
+from influence_aug.studies import toy
 from test_data import digits_folder
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +31,14 @@ def test_the_commands_exist():
     for target in re.findall(r"(?:`|^)make (\w+)", README, re.M): assert re.search(rf'^{target}:', makefile, re.M), target
 
 
-def test_code_blocks_run(tmp_path, monkeypatch, sample):
-    """In the order of the page, with fewer training steps; `dls` and `model` stand for the reader's own: here a folder of grey digits,
+def test_code_blocks_run(tmp_path, monkeypatch, sample, few_to_look_at):
+    """In the order of the page, with fewer steps and fewer digits to validate on; `dls` and `model` stand for the reader's own: here a folder of grey digits,
     and so is `my_digits`."""
     dls = ImageDataLoaders.from_folder(digits_folder(tmp_path/'own', sample.valid, 10), valid_pct=.3, bs=16, num_workers=0, img_cls=PILImageBW, item_tfms=Resize(28), device='cpu')
-    for name, few in [('train_classifier', dict(steps=4, epochs=1)), ('learn_augmenter', dict(steps=4, e_steps=4, epochs=1)), ('adapt', dict(steps=4, e_steps=5, epochs=1))]: monkeypatch.setattr(everything, name, partial(getattr(everything, name), **few))
+    for name, few in [('train_classifier', dict(steps=4, epochs=1)), ('learn_augmenter', dict(steps=4, e_steps=4, epochs=1)), ('adapt', dict(steps=4, e_steps=5, epochs=1))]:
+        monkeypatch.setattr(everything, name, lambda *args, whole=getattr(everything, name), few=few, **how: whole(*args, **how|few))
+    monkeypatch.setattr(everything, 'mnist_sample', lambda: few_to_look_at)
+    monkeypatch.setattr(toy, 'figure3', partial(toy.figure3, rounds=2))
     monkeypatch.chdir(tmp_path)
     for name, data, n in (('my_digits', sample.valid, 12), ('training', sample.pool, 12), ('camera', sample.valid, 4)): digits_folder(tmp_path/name, data, n)
     blocks = re.findall(r'^```python\n(.*?)^```', README, re.M | re.S)

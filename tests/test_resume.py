@@ -1,10 +1,9 @@
 """Training that is killed and run again ends where it would have ended."""
 import random
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -20,29 +19,33 @@ from influence_aug.augment.generator import ShowGenerator, _setting_text, train_
 from influence_aug.augment.wgan import *
 from influence_aug.core.datasets import mnist_sample
 
-TRAIN = '''
-import sys, torch
-from influence_aug.augment.generator import train_generator
-from influence_aug.core.datasets import mnist_sample
-torch.set_num_threads(1)
-learn = train_generator(mnist_sample().pool[:200], steps=24, epochs=8, bs=2, checkpoint=sys.argv[1] if len(sys.argv)>2 else None)
-torch.save(dict(learn.model.state_dict()) | dict(losses=torch.stack(list(learn.recorder.losses)), distances=torch.tensor(learn.wgan.distances)), sys.argv[-1])
-'''
+
+def train_and_save(out, checkpoint=None):
+    learn = train_generator(mnist_sample().pool[:200], steps=24, epochs=8, bs=2, checkpoint=checkpoint)
+    torch.save(dict(learn.model.state_dict()) | dict(losses=torch.stack(list(learn.recorder.losses)), distances=torch.tensor(learn.wgan.distances)), out)
 
 
-def run(*args): return subprocess.Popen([sys.executable, '-c', TRAIN, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def started(*args):
+    "A process of its own that trains and saves."
+    process = get_context('fork').Process(target=train_and_save, args=args)
+    process.start()
+    return process
+
+
+def ended(process):
+    process.join(120)
+    return process.exitcode
 
 
 def test_killed_without_warning(tmp_path):
-    whole, file = run(tmp_path/'whole.pt'), tmp_path/'g.checkpoint'
-    assert whole.wait(120) == 0, whole.stderr.read()
+    file = tmp_path/'g.checkpoint'
+    assert ended(started(tmp_path/'whole.pt')) == 0
     for wanted in (1, 4):
-        killed = run(file, tmp_path/'parts.pt')
-        while killed.poll() is None and not (file.exists() and len(torch.load(file, weights_only=True)['rows']) >= wanted): time.sleep(.02)
-        killed.send_signal(signal.SIGKILL)
-        assert killed.wait(60) == -signal.SIGKILL
-    last = run(file, tmp_path/'parts.pt')
-    assert last.wait(120) == 0, last.stderr.read()
+        killed = started(tmp_path/'parts.pt', file)
+        while killed.is_alive() and not (file.exists() and len(torch.load(file, weights_only=True)['rows']) >= wanted): time.sleep(.02)
+        killed.kill()
+        assert ended(killed) == -signal.SIGKILL
+    assert ended(started(tmp_path/'parts.pt', file)) == 0
     a, b = (torch.load(tmp_path/f'{o}.pt') for o in ('whole', 'parts'))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

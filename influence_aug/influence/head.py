@@ -75,13 +75,11 @@ def head_hessian(
 # %% ../../nbs/influence/12_head.ipynb #e0b357bd
 def _head_hvp_at(W, h, mass=None):
     "V ↦ HV for the Hessian of the mean cross-entropy at `W`, without the L2 term: linear in the size of `h`."
-    hb = _heavy(h, W, mass)          # (n, d+1)
-    hT = hb.T.contiguous()           # (d+1, n)
-    p = (W@(hT if mass is None else with_bias(h, W).T)).softmax(0) # (K, n)
-    hb_n = hb/len(h)                 # (n, d+1)
+    hb = _heavy(h, W, mass)                                    # (n, d+1)
+    p = (W@(hb if mass is None else with_bias(h, W)).T).softmax(0) # (K, n)
     def product(V):
-        pu = p*(V@hT)                # (K, n): p⊙u
-        return (pu-p*pu.sum(0))@hb_n
+        pu = p*(V@hb.T)                                        # (K, n): p⊙u
+        return (pu-p*pu.sum(0))@hb/len(h)
     return product
 
 # %% ../../nbs/influence/12_head.ipynb #e0b35701
