@@ -9,6 +9,7 @@ curvlinops and pyDVL for s_val to the same residual, kronfluence's EK-FAC for it
 for the same (s_val and values).
 """
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import nn
 
-from influence_aug.core.batches import Batches, Mixture, mean_over
+from influence_aug.core.batches import Mixture, mean_over
 from influence_aug.influence.head import fit_head_batches, head_grad, head_hvp, sample_values, solve_head_by_cg, with_bias
 from influence_aug.studies.results import append_rows
 
@@ -37,7 +38,7 @@ def features(n, seed, classes=CLASSES, shift=0.):
     means = torch.randn(classes, FEATURES, generator=centres)
     y = torch.randint(classes, (n,), generator=rng)
     noise = torch.randn(n, FEATURES, generator=rng)
-    return noise.mul_(.6).add_(means[y], alpha=.25).add_(shift*means.roll(1, 0)[y]).relu_(), y
+    return noise.mul_(.6).add_(means[y], alpha=.2).add_(shift*means.roll(1, 0)[y]).relu_(), y
 
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
@@ -61,12 +62,12 @@ class Clock:
     def __call__(self, what):
         now = time.time()
         self.seconds[what], self.last = now-self.last, now
-        print(f'  {what}: {self.seconds[what]:.1f} s, peak {peak():.0f} MiB', flush=True)
+        print(f'  {what}: {self.seconds[what]:.1f} s, peak {peak():.0f} MiB', file=sys.stderr, flush=True)
 
 
 def ours(n, folder):
     "Fit, s_val, values and one candidate; what peers need is left in `folder`."
-    train, valid, copies = features(n, 1), features(VALID, 2), features(n, 1, shift=.05)
+    train, valid, copies = features(n, 1), features(VALID, 2), features(n, 1, shift=.1)
     batches, clock, before = in_batches(*train), Clock(), peak()
     tenth = fit_head_batches(batches[::10], CLASSES, L2)
     clock('fit to a tenth')
@@ -108,9 +109,9 @@ def flat(W): return torch.cat([W[:, :-1].flatten(), W[:, -1]])
 def by_curvlinops(model, train, b):
     from curvlinops import CGInverseLinearOperator, HessianLinearOperator
     from curvlinops.examples import IdentityLinearOperator
-    params = dict(model.named_parameters())
+    params = list(model.parameters())
     H = HessianLinearOperator(model, nn.CrossEntropyLoss(), params, in_batches(*train), check_deterministic=False)
-    A = H+L2*IdentityLinearOperator([p.shape for p in params.values()], b.device, b.dtype)
+    A = H+L2*IdentityLinearOperator([p.shape for p in params], b.device, b.dtype)
     return CGInverseLinearOperator(A, eps=0, tolerance=RTOL, max_iter=1000, max_tridiag_iter=0)@b
 
 
@@ -152,7 +153,7 @@ def theirs(route, n, folder):
     b = flat(mean_over(in_batches(*valid), lambda h, y: head_grad(known['W'], h, y)))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        s = dict(curvlinops=by_curvlinops, pydvl=by_pydvl)[route](model, train, b).detach()
+        s = dict(curvlinops=by_curvlinops, pydvl=by_pydvl)[route](model, train, b).detach().flatten()
     seconds, at = time.time()-start, CLASSES*FEATURES
     s = torch.cat([s[:at].view(CLASSES, FEATURES), s[at:, None]], 1)
     return dict(route=route, s_val=round(seconds, 1), seconds=round(seconds, 1), residual=residual_of(s, known['W'], train, valid), peak_before_mib=round(before),
@@ -193,7 +194,6 @@ def main():
 def in_process(route, a, folder, limit):
     "The row of `route`, or one that says why there is no figure."
     code = f'import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import large_head; row = large_head.one({route!r}, {a.n}, {folder!r}, {a.threads}); print("ROW", json.dumps(row))'
-    import json
     process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try: out, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
