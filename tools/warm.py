@@ -1,4 +1,4 @@
-"""Kernels that begin with fastai and others already imported: one process imports them once and forks for each notebook.
+"""Kernels that begin with torch and others already imported: one process imports them once and forks for each notebook.
 
 `with warm_kernels() as name:` gives the name of a kernel for nbclient. A kernel knows nothing else of another: what a notebook
 defines, and the modules of this package, are its own. `python tools/warm.py serve SOCKET` is the process that forks, and
@@ -40,9 +40,11 @@ def warm_kernels():
 
 
 def serve(at):
-    "Import what takes long, for figures as a kernel draws them; fork a kernel for each connection to `at`."
+    """Import what takes long, for figures as a kernel draws them; fork a kernel for each connection to `at`.
+
+    fastai is not among it: on import fastcore and fastprogress look whether they are in a notebook."""
     os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'
-    import fastai.vision.all, ipykernel.kernelapp, matplotlib.pyplot, scipy.stats, sklearn.model_selection, torchvision.transforms.v2  # noqa: F401
+    import ipykernel.kernelapp, matplotlib.pyplot, pandas, scipy.stats, sklearn.model_selection, torchvision.transforms.v2  # noqa: F401
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(at+'.new')

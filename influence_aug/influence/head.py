@@ -93,15 +93,34 @@ def head_hvp(
     return _head_hvp_at(W, h, mass)(V)
 
 # %% ../../nbs/influence/12_head.ipynb #f45fcda1
-def _kronecker_factors(W, batches):
-    "P (K, K) and C (d+1, d+1) of the head `W` on `batches`."
+def _outputs_factor(W, batches):
+    "P (K, K) of the head `W` on `batches`."
     def P(h, y):
         p = (with_bias(h, W)@W.T).softmax(1)  # (n, K)
         return p.mean(0).diag() - p.T@p/len(p)
+    return mean_over(batches, P)
+
+# %% ../../nbs/influence/12_head.ipynb #1fa0a3db
+def _features_factor(W, batches):
+    "C (d+1, d+1) of `batches`, for a head like `W`."
     def C(h, y):
         hb = _heavy(h, W, masses(y))          # (n, d+1)
         return hb.T@hb/len(h)
-    return mean_over(batches, P),mean_over(batches, C)
+    return mean_over(batches, C)
+
+# %% ../../nbs/influence/12_head.ipynb #f400c36e
+class Kronecker:
+    "`kronecker_inverse` for the heads of one data set: the eigenvectors of its features are computed once."
+    features = None
+    def __call__(self,
+        W,       # Head (K, d+1)
+        batches, # Re-iterable (features, labels), always the same
+        shift,   # λ, with damping if there is any; positive
+    ):           # Function of a tensor like `W` that returns another
+        if self.features is None: self.features = torch.linalg.eigh(_features_factor(W, batches))
+        (p,Up),(c,Uc) = torch.linalg.eigh(_outputs_factor(W, batches)),self.features
+        scale = 1/(p[:,None]*c+shift)  # (K, d+1)
+        return lambda V: Up@(Up.T@V@Uc*scale)@Uc.T
 
 # %% ../../nbs/influence/12_head.ipynb #766f3793
 def kronecker_inverse(
@@ -110,10 +129,7 @@ def kronecker_inverse(
     shift,    # λ, with damping if there is any; positive
 ):            # Function of a tensor like `W` that returns another
     "V ↦ (P⊗C + `shift`)⁻¹V: a preconditioner for the Hessian of the head's loss."
-    P,C = _kronecker_factors(W, batches)
-    (p,Up),(c,Uc) = torch.linalg.eigh(P),torch.linalg.eigh(C)
-    scale = 1/(p[:,None]*c+shift)  # (K, d+1)
-    return lambda V: Up@(Up.T@V@Uc*scale)@Uc.T
+    return Kronecker()(W, batches, shift)
 
 # %% ../../nbs/influence/12_head.ipynb #761131b3
 def solve_head_by_cg(
@@ -138,9 +154,10 @@ def solve_head(
     shift,      # λ, with damping if there is any
     g:Tensor,   # Right-hand side, like `W`
     rtol=1e-6,  # Relative residual to reach, for large heads
+    preconditioner=kronecker_inverse, # As for `solve_head_by_cg`
 )->Tensor:      # Like `W`
     "(H + `shift`)⁻¹`g`: by Cholesky for small heads, by preconditioned conjugate gradients for large ones."
-    if W.numel()>EXACT_UP_TO: return solve_head_by_cg(W, batches, shift, g, rtol).x
+    if W.numel()>EXACT_UP_TO: return solve_head_by_cg(W, batches, shift, g, rtol, preconditioner).x
     H = mean_over(batches, lambda h,y: head_hessian(W, h, 0., masses(y)))
     H.diagonal().add_(shift)
     return torch.cholesky_solve(g.flatten()[:,None], torch.linalg.cholesky(H)).view_as(W)
@@ -199,11 +216,11 @@ def fit_head_batches(
     zero,mean = _zero_head(batches, n_classes, l2, bias),lambda f, W: mean_over(batches, lambda h,y: f(W, h, y))
     L = lambda W: mean(head_loss, W)+l2/2*W.square().sum()
     at = min([zero] if W is None else [W.to(zero), zero], key=lambda W: L(W).item())
-    goal = tol or torch.finfo(zero.dtype).eps**.5
+    goal,metric = tol or torch.finfo(zero.dtype).eps**.5,Kronecker()
     for step in range(max_steps+1):
         g,loss = mean(head_grad, at)+l2*at,L(at)                                       # (K, d+1) and a number
         if g.norm()<=goal: return HeadFit(at, loss.item(), g.norm().item(), step)
-        D = solve_head(at, batches, l2, g, rtol=min(.1, g.norm().item()**.5))          # (K, d+1)
+        D = solve_head(at, batches, l2, g, min(.1, g.norm().item()**.5), metric)       # (K, d+1)
         at = at-_step_length(L, at, D, g, loss)*D
     raise RuntimeError(_stuck(g, max_steps, goal, l2))
 

@@ -33,7 +33,7 @@ class _Descent:
         self.begin(torch.zeros_like(b), b)
 
     def begin(self, x, r):
-        self.x,self.r,self.p = x,r,self.M(r)
+        self.residual,self.x,self.r,self.p = None,x,r,self.M(r)
         self.rz = dot(r, self.p).item()
 
     def relative(self, r): return r.norm().item()/self.size
@@ -57,7 +57,8 @@ def step(self:_Descent):
 def arrived(self:_Descent, rtol):
     "Whether the residual, computed afresh, is at most `rtol`; if not, begin again from x."
     r = self.b-self.A(self.x)
-    if self.relative(r)<=rtol: return True
+    self.residual = self.relative(r)
+    if self.residual<=rtol: return True
     self.begin(self.x, r)
     return False
 
@@ -98,7 +99,7 @@ def conjugate_gradient(
     "Solve Ax = b from products; the `Solution` has a warning where A is not positive or `rtol` was not reached."
     descent = _Descent(A, b, precondition or noop)
     history,warning = _descend(descent, rtol, max_steps, callback)
-    residual = descent.relative(b-A(descent.x))
+    residual = descent.relative(b-A(descent.x)) if descent.residual is None else descent.residual
     if not warning and not residual<=rtol:
         warning = (f"Residual {residual:.1e} after {len(history)-1} steps: expected {rtol:.0e}. "
                    "Raise max_steps or damping, or use float64.")
