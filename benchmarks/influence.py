@@ -169,20 +169,24 @@ def ekfac():
            f'exactly in {ours:.3f} s')
 
 
-def values_kronfluence(model, train, valid, folder):
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
+def kronfluence_task():
+    "Cross-entropy, for training and for validation."
     from kronfluence.task import Task
-
     class Classification(Task):
         def compute_train_loss(self, batch, model, sample=False):
             logits = model(batch[0])
             labels = torch.multinomial(logits.detach().softmax(1), 1)[:, 0] if sample else batch[1]
             return F.cross_entropy(logits, labels, reduction='sum')
         def compute_measurement(self, batch, model): return F.cross_entropy(model(batch[0]), batch[1], reduction='sum')
+    return Classification()
+
+
+def values_kronfluence(model, train, valid, folder):
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
 
     torch.manual_seed(0)
-    task, train, valid = Classification(), *(torch.utils.data.TensorDataset(*o) for o in (train, valid))
+    task, train, valid = kronfluence_task(), *(torch.utils.data.TensorDataset(*o) for o in (train, valid))
     analyzer = Analyzer('head', prepare_model(model, task), task, cpu=True, output_dir=folder, disable_tqdm=True)
     analyzer.fit_all_factors('ekfac', train, per_device_batch_size=100, factor_args=FactorArguments('ekfac'))
     analyzer.compute_pairwise_scores('scores', 'ekfac', valid, train, per_device_query_batch_size=100,

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import nn
 
+from influence import as_linear, kronfluence_task
 from influence_aug.core.batches import Mixture, mean_over
 from influence_aug.influence.head import fit_head_batches, head_grad, head_hvp, sample_values, solve_head_by_cg, with_bias
 from influence_aug.studies.results import append_rows
@@ -32,11 +33,11 @@ L2, SHARE, RTOL, RESULTS = 1e-2, .1, 1e-3, 'results/large_head.csv'
 FEATURES, CLASSES, VALID, BS = 2048, 1000, 5000, 2500
 
 
-def features(n, seed, classes=CLASSES, shift=0.):
+def features(n, seed, shift=0.):
     "Features as a rectifier leaves them, (n, 2048), around the mean of a class, and labels; `shift` moves them, as an augmentation would."
     rng, centres = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
-    means = torch.randn(classes, FEATURES, generator=centres)
-    y = torch.randint(classes, (n,), generator=rng)
+    means = torch.randn(CLASSES, FEATURES, generator=centres)
+    y = torch.randint(CLASSES, (n,), generator=rng)
     noise = torch.randn(n, FEATURES, generator=rng)
     return noise.mul_(.6).add_(means[y], alpha=.2).add_(shift*means.roll(1, 0)[y]).relu_(), y
 
@@ -94,12 +95,6 @@ def ours(n, folder):
                 residual=residual_of(found.x, fit.W, train, valid), peak_before_mib=round(before), peak_mib=round(after), note=told)
 
 
-def as_linear(W):
-    model = nn.Linear(W.shape[1]-1, len(W))
-    with torch.no_grad(): model.weight.copy_(W[:, :-1]); model.bias.copy_(W[:, -1])
-    return model
-
-
 def loader(data): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=BS)
 
 
@@ -125,16 +120,7 @@ def by_kronfluence(model, train, valid, folder):
     "Scores by EK-FAC, summed over validation samples."
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
-
-    class Classification(Task):
-        def compute_train_loss(self, batch, model, sample=False):
-            logits = model(batch[0])
-            labels = torch.multinomial(logits.detach().softmax(1), 1)[:, 0] if sample else batch[1]
-            return F.cross_entropy(logits, labels, reduction='sum')
-        def compute_measurement(self, batch, model): return F.cross_entropy(model(batch[0]), batch[1], reduction='sum')
-
-    task, data = Classification(), [torch.utils.data.TensorDataset(*o) for o in (train, valid)]
+    task, data = kronfluence_task(), [torch.utils.data.TensorDataset(*o) for o in (train, valid)]
     analyzer = Analyzer('head', prepare_model(nn.Sequential(model), task), task, cpu=True, output_dir=str(folder), disable_tqdm=True)
     analyzer.fit_all_factors('ekfac', data[0], per_device_batch_size=100, factor_args=FactorArguments('ekfac'))
     analyzer.compute_pairwise_scores('scores', 'ekfac', data[1], data[0], per_device_query_batch_size=100, per_device_train_batch_size=100,
@@ -181,7 +167,7 @@ def main():
     p.add_argument('--times', type=float, default=10., help='a peer is ended after so many times our seconds')
     p.add_argument('--peers', nargs='*', default=['curvlinops', 'pydvl', 'kronfluence'])
     a = p.parse_args()
-    command, limit = f'python benchmarks/large_head.py --n {a.n} --threads {a.threads}', None
+    command, limit = f'python benchmarks/large_head.py --n {a.n} --threads {a.threads} --times {a.times:g}', None
     with TemporaryDirectory() as folder:
         for route in ['ours', *a.peers]:
             print(route, flush=True)
