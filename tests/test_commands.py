@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from fastcore.script import anno_parser
 from PIL import Image
 
 from influence_aug.core.datasets import mnist_sample
@@ -128,5 +129,8 @@ def test_recompute_names_a_row_that_is_not_there():
 def test_commands_are_installed():
     ours = {e.name: e for e in importlib.metadata.entry_points(group='console_scripts') if e.value.startswith('influence_aug')}
     assert set(ours) == {'ia-run', 'ia-sweep', 'ia-mnist', 'ia-estimator', 'ia-generator', 'ia-demo'} and all(callable(e.load()) for e in ours.values())
-    out = subprocess.run([Path(sys.executable).parent/'ia-demo', '--help'], capture_output=True, text=True)
-    assert out.returncode == 0 and '--retrain_generator' in out.stdout
+    for name, command in ours.items():
+        script = (Path(sys.executable).parent/name).read_text()
+        module, function = command.value.split(':')
+        assert f'from {module} import {function}' in script and script.startswith(f'#!{sys.executable}')
+    assert '--retrain_generator' in anno_parser(demo).format_help()

@@ -24,13 +24,13 @@ def stripes():
 def test_a_data_set(monkeypatch, tmp_path):
     monkeypatch.setitem(DATASETS, 'stripes', stripes)
     assert get_source('stripes').name == 'stripes'
-    ia_run(f'generator --dataset stripes --steps 20 --judge_steps 5 --bs 2 --out {tmp_path/"g.safetensors"} --results {tmp_path/"r.csv"}'.split())
+    ia_run(f'generator --dataset stripes --steps 20 --judge_steps 5 --bs 2 --threads 1 --out {tmp_path/"g.safetensors"} --results {tmp_path/"r.csv"}'.split())
     assert (pd.read_csv(tmp_path/'r.csv').dataset == 'stripes').all()
     splits, G = draw_splits(get_source('stripes')), load_generator(tmp_path/'g.safetensors')
     for method in ('random_tau', 'maxup', 'implicit'): assert 0 <= run_method(method, splits, G, steps=4, e_steps=4)[2]['accuracy'] <= 100
 
 
-def test_a_policy(monkeypatch, tmp_path):
+def test_a_policy(few_to_look_at, monkeypatch, tmp_path):
     monkeypatch.setitem(METHODS, 'mirror', fixed_policy(lambda G: lambda x: x.flip(3)))
     row, = run(STUDIES['mnist'], tmp_path/'r.csv', method='mirror', scale='sample', steps=2)
     assert row['method'] == 'mirror' and '--method mirror' in row['command']
@@ -41,7 +41,7 @@ class Bright(FixedHead):
     def value(self, x_aug, y): return -x_aug.mean()
 
 
-def test_an_objective(monkeypatch, tmp_path):
+def test_an_objective(few_to_look_at, monkeypatch, tmp_path):
     monkeypatch.setitem(OBJECTIVES, 'bright', learned_policy(objective=Bright))
     row, = run(STUDIES['objectives'], tmp_path/'r.csv', objective='bright', scale='sample', steps=2, e_steps=2)
     assert row['objective'] == 'bright' and row['acc_aug'] >= 0

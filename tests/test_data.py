@@ -1,9 +1,7 @@
-import multiprocessing
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,6 +9,7 @@ from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transform
 from hypothesis import given, strategies as st
 from torchvision.io import write_png
 
+from forked import ended, forked
 from influence_aug.core.data import *
 from influence_aug.core.datasets import *
 from influence_aug.core.files import *
@@ -146,9 +145,7 @@ def add_rows(path, who):
 
 
 def test_rows_from_several_processes(tmp_path):
-    ps = [multiprocessing.get_context('spawn').Process(target=add_rows, args=(tmp_path/'r.csv', w)) for w in range(3)]
-    for p in ps: p.start()
-    for p in ps: p.join()
+    assert [ended(p) for p in [forked(add_rows, tmp_path/'r.csv', w) for w in range(3)]] == [0, 0, 0]
     rows = read_results(tmp_path/'r.csv')
     assert rows.groupby('who').i.apply(sorted).tolist() == [list(range(5))]*3
     assert list(rows)[-1] == 'version' and not list(tmp_path.glob('*.tmp'))
@@ -161,13 +158,19 @@ def test_old_numbers_are_kept_letter_by_letter(tmp_path):
     with pytest.raises(FileNotFoundError, match='run the command'): read_results(tmp_path/'none.csv')
 
 
+def dies_when_written(path):
+    "Killed before the new file takes the place of the old one."
+    to_csv = pd.DataFrame.to_csv
+    def dies(self, path, **kw):
+        to_csv(self, path, **kw)
+        os.kill(os.getpid(), signal.SIGKILL)
+    pd.DataFrame.to_csv = dies
+    append_rows(path, [dict(a=2)])
+
+
 def test_a_killed_append_leaves_the_file_whole(tmp_path):
     append_rows(tmp_path/'r.csv', [dict(a=1)])
-    code = ('import os, pandas as pd; from influence_aug.studies.results import append_rows\n'
-            'old = pd.DataFrame.to_csv\n'
-            'def dies(self, path, **kw): old(self, path, **kw); os.kill(os.getpid(), 9)\n'
-            f'pd.DataFrame.to_csv = dies; append_rows({str(tmp_path/"r.csv")!r}, [dict(a=2)])')
-    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code]).returncode == -9
+    assert ended(forked(dies_when_written, tmp_path/'r.csv')) == -signal.SIGKILL
     append_rows(tmp_path/'r.csv', [dict(a=3)])
     assert read_results(tmp_path/'r.csv').a.tolist() == [1, 3]
 

@@ -1,10 +1,6 @@
 """Rankings and learning through training: kinds of data, number types, kills and resumes, bad input, and invariants of the shares."""
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from forked import ended, forked
 from influence_aug.augment.augmenter import *
 from influence_aug.augment.learned_distribution import *
 from influence_aug.augment.learned_mixture import *
@@ -25,6 +22,7 @@ from influence_aug.influence.branches import *
 from influence_aug.influence.mixture import *
 from influence_aug.influence.ranking import *
 from influence_aug.influence.smoothness import *
+from influence_aug.influence.training import Backward
 
 FLIPS = {'mirror': lambda x: x.flip(3), 'upside down': lambda x: x.flip(2)}
 SHORT = dict(steps=20, bs=16)
@@ -94,35 +92,23 @@ def test_a_layer_whose_weights_cannot_be_drawn_is_refused(splits):
     rank_augmentations(model, splits.labelled, splits.tune[:60], FLIPS, through='branches', fresh=False, **SHORT)
 
 
-KILLED = '''
-import sys, torch
-from influence_aug.all import *
-from influence_aug.core.data import *
-from influence_aug.core.datasets import *
-import influence_aug.influence.training as T
-sys.path.insert(0, "tests")
-from test_mixture import FLIPS, net
-run = T.Backward.run
-T.Backward.run = lambda self: run(self, save_every=0.)
-splits = draw_splits(mnist_sample(), frac=.01)
-t = rank_augmentations(net(), splits.labelled, splits.tune[:60], FLIPS, through='training', steps=120, bs=16, since=0., trainings=1, path=sys.argv[1])
-t.to_csv(sys.argv[2])
-'''
+def rank_and_save(splits, path, table):
+    "A ranking that saves after every step back, then its table."
+    run = Backward.run
+    Backward.run = lambda self: run(self, save_every=0.)
+    rank_augmentations(net(), splits.labelled, splits.tune[:60], FLIPS, through='training', steps=120, bs=16, since=0., trainings=1, path=path).to_csv(table)
 
 
 def test_a_killed_ranking_goes_on_to_the_same_table(splits, tmp_path):
-    def start():
-        return subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path/'saved'), str(tmp_path/'table.csv')],
-                                cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def start(): return forked(rank_and_save, splits, tmp_path/'saved', tmp_path/'table.csv')
     running, deadline = start(), time.time()+120
     while not (tmp_path/'saved/0.pt').exists():
-        assert running.poll() is None and time.time() < deadline
+        assert running.is_alive() and time.time() < deadline
         time.sleep(.02)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    assert not (tmp_path/'table.csv').exists()
+    running.kill()
+    assert ended(running) == -signal.SIGKILL and not (tmp_path/'table.csv').exists()
     assert 0 < torch.load(tmp_path/'saved/0.pt', weights_only=True)['t'] < 120
-    assert start().wait(120) == 0
+    assert ended(start()) == 0
     whole = rank_augmentations(net(), splits.labelled, splits.tune[:60], FLIPS, through='training', steps=120, bs=16, since=0.,
                                trainings=1)
     found = pd.read_csv(tmp_path/'table.csv', index_col='candidate')

@@ -3,7 +3,6 @@ import random
 import signal
 import time
 from functools import partial
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import nn
 
+from forked import ended, forked
 from influence_aug.core.checkpoint import Checkpoint
 from influence_aug.augment.generator import ShowGenerator, _setting_text, train_generator
 from influence_aug.augment.wgan import *
@@ -25,16 +25,7 @@ def train_and_save(out, checkpoint=None):
     torch.save(dict(learn.model.state_dict()) | dict(losses=torch.stack(list(learn.recorder.losses)), distances=torch.tensor(learn.wgan.distances)), out)
 
 
-def started(*args):
-    "A process of its own that trains and saves."
-    process = get_context('fork').Process(target=train_and_save, args=args)
-    process.start()
-    return process
-
-
-def ended(process):
-    process.join(120)
-    return process.exitcode
+def started(*args): return forked(train_and_save, *args)
 
 
 def test_killed_without_warning(tmp_path):

@@ -1,8 +1,9 @@
-"""The site: built as `make docs` builds it, read as HTML, then in a browser. Screenshots stay in _shots."""
+"""The site: built as `make docs` builds it, read as HTML, then in a browser. `SHOTS=1` before the command leaves a screenshot of every page in _shots."""
 import ast
 import html
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -281,7 +282,8 @@ def visited(browser, address, names, **kwargs):
     finally: window.close()
 
 
-def shot(window, name, kind): window.screenshot(path=SHOTS/f'{name.replace("/", "_").removesuffix(".html")}_{kind}.png', full_page=True)
+def shot(window, name, kind):
+    if os.environ.get('SHOTS'): window.screenshot(path=SHOTS/f'{name.replace("/", "_").removesuffix(".html")}_{kind}.png', full_page=True)
 
 
 UNLOADED = '[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src.slice(0, 80))'

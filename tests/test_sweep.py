@@ -8,21 +8,25 @@ import time
 import pandas as pd
 import pytest
 
+from forked import ended, forked
 from influence_aug.studies.results import append_rows, read_results
 from influence_aug.studies.run import Study, run, sweep
 from influence_aug.studies.search import train_variant
 
-SEEDS = 6
+SEEDS = 5
 
 
 def jobs(): return [dict(variant='random_tau', seed=s, steps=3, scale='sample') for s in range(SEEDS)]
 
 
 STUDY = Study('small', train_variant, ('variant', 'seed', 'steps'), 'small.csv', jobs)
-COMMAND = 'import sys; sys.path.insert(0, {!r}); from test_sweep import *; sweep(STUDY, sys.argv[1], processes=int(sys.argv[2]))'.format(os.path.dirname(__file__))
+COMMAND = 'import sys; sys.path.insert(0, {!r}); from test_sweep import *; sweep(STUDY, sys.argv[1], processes=2)'.format(os.path.dirname(__file__))
 
 
-def started(file, processes=2): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', COMMAND, str(file), str(processes)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def on_two_processes(file): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', COMMAND, str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def on_one(file): sweep(STUDY, file, processes=1)
 
 
 def figures(file): return read_results(file).sort_values('seed').drop(columns=['command', 'seconds', 'version']).reset_index(drop=True)
@@ -30,38 +34,52 @@ def figures(file): return read_results(file).sort_values('seed').drop(columns=['
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    "The rows that six runs one after another make."
+    "The rows that five runs one after another make."
     file = tmp_path_factory.mktemp('whole')/'r.csv'
     for job in jobs(): run(STUDY, file, **job)
     return figures(file)
 
 
-def test_killed_at_any_moment_a_sweep_loses_no_row_and_goes_on(tmp_path, whole):
-    "kill -9 after the first row, after the third, and while the file is just being written."
+def killed_after(rows, file, sweeping, alive):
+    "Rows that are left when a sweep is killed by kill -9 with `rows` rows in its file."
+    while alive() and not (file.exists() and len(read_results(file)) >= rows): time.sleep(.01)
+    os.kill(sweeping.pid, signal.SIGKILL)
+    left = figures(file)
+    assert len(left) >= rows and not left.isna().any().any() and not left.duplicated(['variant', 'seed']).any()
+    return left
+
+
+def test_killed_at_any_moment_a_sweep_loses_no_row_and_goes_on(tmp_path, whole, capfd):
+    "kill -9 after the first row, where two processes work for it, and after the third."
     file = tmp_path/'r.csv'
-    for rows in (1, 3):
-        sweeping = started(file)
-        while sweeping.poll() is None and not (file.exists() and len(read_results(file)) >= rows): time.sleep(.01)
-        sweeping.send_signal(signal.SIGKILL)
-        sweeping.wait(60)
-        left = figures(file)
-        assert len(left) >= rows and not left.isna().any().any() and not left.duplicated(['variant', 'seed']).any()
-    last = started(file)
-    assert last.wait(300) == 0, last.stdout.read()
-    assert f'{SEEDS-len(left)} runs to do' in last.stdout.read()
+    sweeping = on_two_processes(file)
+    killed_after(1, file, sweeping, lambda: sweeping.poll() is None)
+    assert sweeping.wait(60) == -signal.SIGKILL
+    sweeping = forked(on_one, file)
+    left = killed_after(3, file, sweeping, sweeping.is_alive)
+    assert ended(sweeping) == -signal.SIGKILL
+    capfd.readouterr()
+    assert ended(forked(on_one, file)) == 0 and f'{SEEDS-len(left)} runs to do' in capfd.readouterr().out
     pd.testing.assert_frame_equal(figures(file), whole)
-    again = started(file)
-    assert again.wait(60) == 0 and '0 runs to do' in again.stdout.read() and len(figures(file)) == SEEDS
+    assert ended(forked(on_one, file)) == 0 and '0 runs to do' in capfd.readouterr().out and len(figures(file)) == SEEDS
+
+
+def dies_while_writing(file):
+    "Half of the file is on the disk when the process ends."
+    to_csv = pd.DataFrame.to_csv
+    def dies(self, path, **kw):
+        to_csv(self, path, **kw)
+        os.truncate(path, 20)
+        os.kill(os.getpid(), signal.SIGKILL)
+    pd.DataFrame.to_csv = dies
+    on_one(file)
 
 
 def test_killed_in_the_middle_of_writing_leaves_the_file_as_it_was(tmp_path):
     file = tmp_path/'r.csv'
     append_rows(file, [dict(variant='random_tau', seed=0, steps=3, valid_loss=1.)])
     before = file.read_text()
-    code = ('import os, pandas as pd; old = pd.DataFrame.to_csv\n'
-            'def dies(self, path, **kw): old(self, path, **kw); os.truncate(path, 20); os.kill(os.getpid(), 9)\n'
-            f'pd.DataFrame.to_csv = dies\n{COMMAND}')
-    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(file), '1'], stdout=subprocess.DEVNULL).returncode == -9
+    assert ended(forked(dies_while_writing, file)) == -signal.SIGKILL
     assert file.read_text() == before
     sweep(STUDY, file, processes=1, seed=1)
     assert sorted(read_results(file).seed) == [0, 1]
@@ -70,8 +88,8 @@ def test_killed_in_the_middle_of_writing_leaves_the_file_as_it_was(tmp_path):
 def test_two_sweeps_at_once_share_a_file(tmp_path, whole):
     "Each may do runs of the other, but a run gets one row."
     file = tmp_path/'r.csv'
-    both = [started(file, 1) for _ in range(2)]
-    assert [o.wait(300) for o in both] == [0, 0]
+    both = [forked(on_one, file) for _ in range(2)]
+    assert [ended(o) for o in both] == [0, 0]
     pd.testing.assert_frame_equal(figures(file), whole)
 
 

@@ -1,12 +1,8 @@
 """Going back through training: against central differences, PyTorch's own training, and itself under memory limits, kills and resumes."""
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from forked import ended, forked
 from influence_aug.influence.rules import *
 from influence_aug.influence.training import *
 from influence_aug.influence.training import _statistics_of_first, _training_mode, _with_weight
@@ -143,25 +140,21 @@ def test_the_same_again_and_other_generators_left_alone():
     assert torch.equal(a, b) and torch.equal(torch.get_rng_state(), before)
 
 
-SCRIPT = '''
-import sys, time
-sys.path.insert(0, 'tests')
-from test_training import *
-training, x = make(steps=60)
-states = States(training)
-gradient = training.final(states[60][0], x, points(20, 1))[1]
-slow = lambda t, o: time.sleep(.05)
-Backward(states, gradient, path=sys.argv[1], further=lambda t: points(3, 5), each=slow).run(save_every=0.)
-'''
+def go_back_slowly(path):
+    "Twenty steps a second, each saved."
+    training, x = make(steps=60)
+    states = States(training)
+    gradient = training.final(states[60][0], x, points(20, 1))[1]
+    Backward(states, gradient, path=path, further=lambda t: points(3, 5), each=lambda t, o: time.sleep(.05)).run(save_every=0.)
 
 
 def test_killed_and_resumed(tmp_path):
-    path, root = tmp_path/'back.pt', Path(__file__).parents[1]
-    it = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', SCRIPT, str(path)], cwd=root)
-    while not path.exists() and it.poll() is None: time.sleep(.1)
+    path = tmp_path/'back.pt'
+    it = forked(go_back_slowly, path)
+    while not path.exists() and it.is_alive(): time.sleep(.1)
     time.sleep(.5)
-    os.kill(it.pid, signal.SIGKILL)
-    it.wait()
+    it.kill()
+    assert ended(it) == -signal.SIGKILL
     begun = torch.load(path, weights_only=True)
     assert 0 < begun['t'] < 60
     training, x = make(steps=60)

@@ -4,6 +4,7 @@
 defines, and the modules of this package, are its own. `python tools/warm.py serve SOCKET` is the process that forks, and
 `python tools/warm.py start CONNECTION_FILE` asks it for a kernel and lives as long as that does.
 """
+import builtins
 import json
 import os
 import signal
@@ -40,11 +41,13 @@ def warm_kernels():
 
 
 def serve(at):
-    """Import what takes long, for figures as a kernel draws them; fork a kernel for each connection to `at`.
+    """Import what takes long, for figures and progress bars as a kernel draws them; fork a kernel for each connection to `at`.
 
-    fastai is not among it: on import fastcore and fastprogress look whether they are in a notebook."""
+    On import fastcore and fastprogress ask `get_ipython` whether they are in a notebook."""
     os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'
-    import ipykernel.kernelapp, matplotlib.pyplot, pandas, scipy.stats, sklearn.model_selection, torchvision.transforms.v2  # noqa: F401
+    builtins.get_ipython = type('ZMQInteractiveShell', (), {})
+    import fastai.vision.all, ipykernel.kernelapp, matplotlib.pyplot, pandas, scipy.stats, sklearn.model_selection, torchvision.transforms.v2  # noqa: F401
+    del builtins.get_ipython
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(at+'.new')
