@@ -200,16 +200,16 @@ def _check_file(path, tensors, meta):
                                          f"its header says {expected[:12]}…. Make or fetch it again.")
 
 # %% ../../nbs/augment/22_augmenter.ipynb #a9d5cf02
-_KINDS = {o.__name__: o for o in (Generator, NamedGenerator, Estimator, StochasticEstimator, SharedEstimator,
+KINDS = {o.__name__: o for o in (Generator, NamedGenerator, Estimator, StochasticEstimator, SharedEstimator,
                                   RandomEstimator)}
 
 # %% ../../nbs/augment/22_augmenter.ipynb #e3b2a701
 def _module(path, spec, weights):
     "The module that `spec` describes, with its `weights`; raises `ValueError` if they do not fit."
     kind,config = spec['kind'],spec['config']
-    if kind not in _KINDS: raise ValueError(
-        f"{path} holds a {kind}: expected one of {sorted(_KINDS)}. It may come from a newer version.")
-    res = _KINDS[kind](**config)
+    if kind not in KINDS: raise ValueError(
+        f"{path} holds a {kind}: expected one of {sorted(KINDS)}. It may come from a newer version.")
+    res = KINDS[kind](**config)
     shapes = lambda tensors: {(n,tuple(p.shape)) for n,p in tensors.items()}
     wrong = {n for n,_ in shapes(weights)^shapes(res.state_dict())}
     if wrong: raise ValueError(f"{path} does not fit a {kind} of {config}: {sorted(wrong)} missing, unknown or of "

@@ -8,12 +8,18 @@ __all__ = ['METHODS', 'run_method']
 # %% ../../nbs/studies/41_methods.ipynb #074dc8c9
 import time, torch
 from functools import partial
+from torchvision.transforms import v2
 from ..augment.augmenter import *
 from ..augment.callbacks import *
 from ..augment.classifier import *
 from ..augment.estimator import *
+from ..augment.find import *
+from ..augment.functions import *
 from ..augment.objectives import *
 from ..augment.policies import *
+
+# %% ../../nbs/studies/41_methods.ipynb #9f951714
+from ..augment.adapt import named_for
 
 # %% ../../nbs/studies/41_methods.ipynb #ee804100
 def fixed_policy(
@@ -34,28 +40,62 @@ def learned_policy(
 
 # %% ../../nbs/studies/41_methods.ipynb #41f7441e
 def maxup_over(
-    policy=random_tau, # Function of G that returns a policy
-    value_of=None,     # Function of the splits that returns what versions are rated by; by default the loss, MaxUp's
-    k=4,               # Versions of each image
+    *make,         # Functions of G that return a policy
+    value_of=None, # Function of the splits that returns what versions are rated by; by default the loss, MaxUp's
+    k=4,           # Versions of each image
 ):
-    "A method that trains F on the best of `k` versions of each image, by the policy and a crop."
+    "A method that trains F on the best of `k` versions of each image, by the policies and a crop."
     def method(splits, G, **kw):
-        versions = with_crop(policy(G), padding=splits.source.crop_padding)
+        versions = with_crop(*(m(G) for m in make), padding=splits.source.crop_padding)
         return [MaxUp(versions, k, value_of(splits) if value_of else max_loss)], None, {}
     return method
 
+# %% ../../nbs/studies/41_methods.ipynb #ecea0ab7
+def _over_named(method):
+    "`method` with the `NamedGenerator` for the images in place of G."
+    return lambda splits, G, **kw: method(splits, named_for(splits.labelled.x), **kw)
+
+# %% ../../nbs/studies/41_methods.ipynb #748ec0a1
+def suggested(splits, G, seed=0, steps=600, **kw):
+    "The method that trains with what `aug_find` suggests to a classifier of the same splits, and a crop."
+    learn = train_classifier(splits, steps=steps, seed=seed)
+    found = learn.aug_find(train=splits.labelled, valid=splits.tune, show_plot=False, seed=seed)
+    first = [Augment(found.policy, 1.)] if found.policy else []
+    return [*first, *with_crop(padding=splits.source.crop_padding)],None,dict(suggestion=found.suggestion)
+
 # %% ../../nbs/studies/41_methods.ipynb #a10df7bf
+_GUARD = dict(cbs=[Guard(.85, patience=2)])
+
+# %% ../../nbs/studies/41_methods.ipynb #94161b4a
+def _affine(G): return random_affine()
+
+# %% ../../nbs/studies/41_methods.ipynb #daf88b3d
+def _elastic(G): return v2.ElasticTransform(60., 4.)
+
+# %% ../../nbs/studies/41_methods.ipynb #e47048f3
 METHODS = {
     'none':           lambda splits, G, **kw: ([], None, {}),
     'crop':           fixed_policy(),
-    'affine':         fixed_policy(lambda G: random_affine()),
+    'heuristic':      fixed_policy(lambda G: random_functions()),
+    'affine':         fixed_policy(_affine),
+    'affine_elastic': fixed_policy(_affine, _elastic),
     'randaugment':    fixed_policy(lambda G: randaugment()),
     'trivialaugment': fixed_policy(lambda G: trivialaugment()),
+    'autoaugment':    fixed_policy(lambda G: autoaugment('svhn')),
     'random_tau':     fixed_policy(random_tau),
+}
+
+# %% ../../nbs/studies/41_methods.ipynb #39fe0880
+METHODS |= {
+    'min_loss':       learned_policy(objective=maximise(min_loss), **_GUARD),
+    'max_loss':       learned_policy(objective=maximise(if_label_kept(max_loss)), lr=3e-4, **_GUARD),
     'paper':          learned_policy(estimator=Estimator, objective=FixedHead),
     'implicit':       learned_policy(),
     'implicit_no_label_weight': learned_policy(objective=partial(ImplicitHead, label_weight=0)),
-    'maxup':          maxup_over(),
+    'shared':         _over_named(learned_policy(estimator=SharedEstimator, lr=1e-2, **_GUARD)),
+    'maxup':          maxup_over(random_tau),
+    'maxup_affine_elastic': maxup_over(_affine, _elastic),
+    'aug_find':       suggested,
 }
 
 # %% ../../nbs/studies/41_methods.ipynb #9feb732e

@@ -75,9 +75,9 @@ _TRAINED_E = {
 
 # %% ../../nbs/studies/45_objectives.ipynb #8ea3406a
 _CHOSEN = {
-    'easiest':      maxup_over(value_of=lambda splits: min_loss),
-    'aligned':      maxup_over(value_of=_aligned_with_validation),
-    'maxup':        maxup_over(),
+    'easiest':      maxup_over(random_tau, value_of=lambda splits: min_loss),
+    'aligned':      maxup_over(random_tau, value_of=_aligned_with_validation),
+    'maxup':        maxup_over(random_tau),
     'maxup_affine': maxup_over(lambda G: random_affine()),
 }
 
