@@ -58,7 +58,7 @@ def trivialaugment():
 
 # %% ../../nbs/augment/24_policies.ipynb #9f6e8292
 def autoaugment(
-    searched_on:str='imagenet', # 'imagenet', 'cifar10' or 'svhn'; raises `ValueError` for others
+    searched_on:str='imagenet', # A value of torchvision's `AutoAugmentPolicy`; raises `ValueError` for others
 ):
     "AutoAugment (Cubuk et al. 2019) with the policy that was found on `searched_on`, drawn for each image."
     return _per_image_uint8(v2.AutoAugment(v2.AutoAugmentPolicy(searched_on)))

@@ -18,6 +18,7 @@ from .learned import LEARNED
 from .search import SEARCH
 from .shift import SHIFT
 from .smoothness import SMOOTHNESS
+from .tanda import TANDA
 from .through import THROUGH_RANKING
 from .toy_measures import TOY, TOY_FRESH
 from .training_checks import TRAINING_CHECKS
@@ -25,7 +26,7 @@ from .training_checks import TRAINING_CHECKS
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
                                GENERATOR, RANGES, SHIFT, THROUGH_RANKING, SMOOTHNESS, LEARNED,
-                               TRAINING_CHECKS, FIND, PHOTO_PREDICTION, PHOTO_RETRAINING)}
+                               TRAINING_CHECKS, FIND, PHOTO_PREDICTION, PHOTO_RETRAINING, TANDA)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):
