@@ -1670,6 +1670,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'influence_aug/studies/methods.py'),
                                                'influence_aug.studies.methods._over_named': ( 'studies/methods.html#_over_named',
                                                                                               'influence_aug/studies/methods.py'),
+                                               'influence_aug.studies.methods.decided': ( 'studies/methods.html#decided',
+                                                                                          'influence_aug/studies/methods.py'),
                                                'influence_aug.studies.methods.fixed_policy': ( 'studies/methods.html#fixed_policy',
                                                                                                'influence_aug/studies/methods.py'),
                                                'influence_aug.studies.methods.learned_policy': ( 'studies/methods.html#learned_policy',

@@ -37,6 +37,11 @@ def test_each_method_writes_one_row_and_does_not_run_again(few_to_look_at, metho
     assert 'has this run already' in capsys.readouterr().out and len(pd.read_csv(out)) == 1
 
 
+def test_a_longer_run_is_another_run(few_to_look_at, tmp_path):
+    for steps in (2, 3, 2): study('mnist', tmp_path/'mnist.csv', method='none', **TINY | dict(steps=steps))
+    assert pd.read_csv(tmp_path/'mnist.csv').steps.tolist() == [2, 3]
+
+
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_each_objective_writes_one_row_and_a_picture(few_to_look_at, objective, tmp_path):
     out = tmp_path/'estimator.csv'

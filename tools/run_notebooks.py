@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from nbclient import NotebookClient
 
 import colab
@@ -25,10 +26,19 @@ def notebooks():
     return sorted((ROOT/'nbs').glob('*.ipynb')) + sorted((ROOT/'nbs').glob('*/*.ipynb'), key=lambda p: p.name)
 
 
+class Client(AsyncKernelClient):
+    "Without a heartbeat, whose thread can wait for ever for an answer of a kernel that has ended."
+    def start_channels(self, **kwargs): super().start_channels(**kwargs | dict(hb=False))
+
+
+class Manager(AsyncKernelManager):
+    client_factory = Client
+
+
 def executed(path, skipped=SKIPPED, kernel='python3'):
     "The notebook at `path` run from a clean kernel, and the seconds it took."
     start, nb = time.time(), nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=1800, kernel_name=kernel, resources=dict(metadata=dict(path=path.parent)),
+    client = NotebookClient(nb, timeout=1800, kernel_name=kernel, kernel_manager_class=Manager, resources=dict(metadata=dict(path=path.parent)),
                             extra_arguments=['--log-level=ERROR'])
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):

@@ -19,7 +19,7 @@ from ..augment.objectives import *
 from ..augment.policies import *
 
 # %% ../../nbs/studies/41_methods.ipynb #9f951714
-from ..augment.adapt import named_for
+from ..augment.adapt import decide, named_for, search_learned, train_trial
 
 # %% ../../nbs/studies/41_methods.ipynb #ee804100
 def fixed_policy(
@@ -63,6 +63,17 @@ def suggested(splits, G, seed=0, steps=600, **kw):
     first = [Augment(found.policy, 1.)] if found.policy else []
     return [*first, *with_crop(padding=splits.source.crop_padding)],None,dict(suggestion=found.suggestion)
 
+# %% ../../nbs/studies/41_methods.ipynb #373b1b9d
+def decided(splits, G, seed=0, steps=600, e_steps=150, **kw):
+    "The method that trains with what is decided on among an affine map, random and learned τ of the named model."
+    named,how = named_for(splits.labelled.x),dict(seed=seed, steps=steps)
+    policies = dict(affine=random_affine(), random_tau=random_tau(named))
+    trials = {k: train_trial(splits, p, **how) for k,p in policies.items()}
+    model = trials['random_tau'].learn.model
+    trials['learned'],policies['learned'] = search_learned(splits, model, named, e_steps=e_steps, **how)
+    choice = decide({k: t.losses for k,t in trials.items()}, baseline='affine').choice
+    return with_crop(policies[choice], padding=splits.source.crop_padding),None,dict(decision=choice)
+
 # %% ../../nbs/studies/41_methods.ipynb #a10df7bf
 _GUARD = dict(cbs=[Guard(.85, patience=2)])
 
@@ -96,6 +107,7 @@ METHODS |= {
     'maxup':          maxup_over(random_tau),
     'maxup_affine_elastic': maxup_over(_affine, _elastic),
     'aug_find':       suggested,
+    'decision':       decided,
 }
 
 # %% ../../nbs/studies/41_methods.ipynb #9feb732e
