@@ -1,4 +1,4 @@
-"""Kernels that begin with torch and others already imported: one process imports them once and forks for each notebook.
+"""Kernels that begin with fastai and others already imported: one process imports them once and forks for each notebook.
 
 `with warm_kernels() as name:` gives the name of a kernel for nbclient. A kernel knows nothing else of another: what a notebook
 defines, and the modules of this package, are its own. `python tools/warm.py serve SOCKET` is the process that forks, and

@@ -24,7 +24,7 @@ def learn_sequences(
     lr:float=1e-3,           # Learning rate of the sequences
     disc_lr:float=1e-5,      # Of the discriminator
     mse_weight:float=1e-4,   # λ, weight of the penalty for staying where one started
-    steps:int=300,           # Batches of 32 images; 1,700 are an epoch of MNIST
+    steps:int=300,           # Batches of 32 images; 1,700 were an epoch of the authors' 55,000
     seed:int=0,              # Draws everything
     out:str=None,            # Where the sequences go
 ):
