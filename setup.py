@@ -15,7 +15,7 @@ setup(
     author=cfg['author'], license='Apache-2.0', python_requires=f">={cfg['min_python']}",
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     packages=find_namespace_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*'], exclude=['*.__pycache__']),
-    package_data={cfg['lib_path']: ['*.npz'], cfg['lib_path']+'.generators': ['*.safetensors']},
+    package_data={cfg['lib_path']: ['*.npz'], **{f"{cfg['lib_path']}.{o}": ['*.safetensors'] for o in ('generators','sequences')}},
     install_requires=listed('requirements'), extras_require={'dev': listed('dev_requirements')},
     entry_points={'console_scripts': listed('console_scripts'), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else '',

@@ -35,7 +35,7 @@ def test_build_is_clean(built):
 
 def test_wheel_holds_code_digits_and_generators_only(wheel):
     names = [n for n in ZipFile(wheel).namelist() if '.dist-info/' not in n]
-    assert all(re.fullmatch(r'influence_aug/((core/|influence/|augment/|studies/)?\w+\.py|mnist_sample\.npz|generators/\w+\.safetensors)', n) for n in names), names
+    assert all(re.fullmatch(r'influence_aug/((core/|influence/|augment/|studies/)?\w+\.py|mnist_sample\.npz|(generators|sequences)/\w+\.safetensors)', n) for n in names), names
     here = {str(f.relative_to(ROOT)) for f in (ROOT/'influence_aug').rglob('*') if f.suffix in {'.py', '.npz', '.safetensors'}}
     assert set(names) == here
 

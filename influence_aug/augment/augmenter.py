@@ -250,19 +250,28 @@ def load(cls:Augmenter,
     return cls(**parts)
 
 # %% ../../nbs/augment/22_augmenter.ipynb #dc1196eb
-_GENERATORS = importlib.resources.files('influence_aug')/'generators'
+PACKAGE = importlib.resources.files('influence_aug')
 
 # %% ../../nbs/augment/22_augmenter.ipynb #dc119601
+def load_packaged(
+    kind,   # 'generator' or 'sequences'
+    folder, # Of the package
+    name,   # Of one in that folder, or the path of a file
+):
+    "The module of `kind` with a `name`; raises `ValueError` for a name that is not there, `FileNotFoundError` for a file."
+    in_package,there = str(name).isidentifier(),PACKAGE/folder
+    path = there/f'{name}.safetensors' if in_package else Path(name)
+    if in_package and not path.exists(): raise ValueError(
+        f"No {kind} {name!r} in the package: expected one of "
+        f"{sorted(p.stem for p in there.glob('*.safetensors'))}, or a file's path.")
+    return load_modules(path)[0][kind]
+
+# %% ../../nbs/augment/22_augmenter.ipynb #dab427fa
 def load_generator(
     name, # Of one in the package, or the path of a file that holds one; raises `ValueError`, `FileNotFoundError`
 )->Generator:
     "A trained generator."
-    in_package = str(name).isidentifier()
-    path = _GENERATORS/f'{name}.safetensors' if in_package else Path(name)
-    if in_package and not path.exists(): raise ValueError(
-        f"No generator {name!r} in the package: expected one of "
-        f"{sorted(p.stem for p in _GENERATORS.glob('*.safetensors'))}, or a file's path.")
-    return load_modules(path)[0]['generator']
+    return load_packaged('generator', 'generators', name)
 
 # %% ../../nbs/augment/22_augmenter.ipynb #c5f3b4e8
 def generator_for(
@@ -270,5 +279,5 @@ def generator_for(
     size,     # Their side in pixels
 ):
     "The package's generator for such images, or None."
-    made = (load_generator(p.stem) for p in sorted(_GENERATORS.glob('*.safetensors')))
+    made = (load_generator(p.stem) for p in sorted((PACKAGE/'generators').glob('*.safetensors')))
     return next((G for G in made if (G.config['channels'],G.config['size'])==(channels,size)), None)

@@ -7,7 +7,7 @@ __all__ = ['SEQUENCES', 'MeanField', 'LSTMSequences', 'Discriminator', 'Sequence
            'load_sequences']
 
 # %% ../../nbs/augment/38_tanda.ipynb #0fb98952
-import importlib.resources, pandas as pd, torch
+import pandas as pd, torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric
@@ -16,14 +16,13 @@ from fastai.torch_core import set_seed
 from fastcore.basics import patch
 from fastcore.foundation import L
 from functools import partial
-from pathlib import Path
 from torch import nn
 from .augmenter import *
 from .classifier import *
 from .functions import *
 
 # %% ../../nbs/augment/38_tanda.ipynb #f0c8430e
-from .augmenter import KINDS
+from .augmenter import KINDS, load_packaged
 from .classifier import check_parts
 from .functions import stages
 from .generator import _checkpoints, _fingerprint, _unlabelled
@@ -267,9 +266,6 @@ def frequencies(self:SequencePolicy,
 # %% ../../nbs/augment/38_tanda.ipynb #a28006cf
 KINDS |= {o.__name__: o for o in SEQUENCES.values()}
 
-# %% ../../nbs/augment/38_tanda.ipynb #eb8de2dc
-_SAVED = importlib.resources.files('influence_aug')/'sequences'
-
 # %% ../../nbs/augment/38_tanda.ipynb #65b490e8
 @patch
 def save(self:SequencePolicy,
@@ -284,9 +280,4 @@ def load_sequences(
     name, # Of one in the package, as 'tanda_lstm', or the path of a file; raises `ValueError`, `FileNotFoundError`
 )->SequencePolicy:
     "A trained generator of sequences, as a policy."
-    in_package = str(name).isidentifier()
-    path = _SAVED/f'{name}.safetensors' if in_package else Path(name)
-    if in_package and not path.exists(): raise ValueError(
-        f"No sequences {name!r} in the package: expected one of "
-        f"{sorted(p.stem for p in _SAVED.glob('*.safetensors'))}, or a file's path.")
-    return SequencePolicy(load_modules(path)[0]['sequences'])
+    return SequencePolicy(load_packaged('sequences', 'sequences', name))

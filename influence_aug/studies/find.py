@@ -25,6 +25,7 @@ from ..augment.policies import *
 from ..augment.augmenter import generator_for
 from ..augment.harm import *
 from .learned import trained_figures
+from .methods import suggestion_for
 from .results import *
 from .run import *
 
@@ -102,12 +103,6 @@ def predict_on_photographs(
 PHOTO_PREDICTION = Study('find_prediction', predict_on_photographs, ('seed',), 'results/find_predicted.csv',
                          lambda: [dict(seed=s) for s in range(3)])
 
-# %% ../../nbs/studies/56_find.ipynb #79f00742
-def _suggestion(task, splits, seed):
-    "What `aug_find` suggests to a classifier of `splits`."
-    learn = train_classifier(splits, None, NETWORKS[task], seed=seed)
-    return learn.aug_find(train=splits.labelled, valid=splits.tune, show_plot=False, seed=seed)
-
 # %% ../../nbs/studies/56_find.ipynb #11f80570
 def _tau(splits):
     "Random τ of the package's G for these images."
@@ -128,7 +123,7 @@ def _callbacks(task, method, splits, seed):
     told,first = '',[]
     if method in POLICIES: first = [Augment(POLICIES[method](splits), .5)]
     if 'suggestion' in method:
-        found = _suggestion(task, splits, seed)
+        found = suggestion_for(splits, seed, NETWORKS[task])
         first,told = [Augment(found.policy, 1.)] if found.policy else [],found.suggestion
     mirror = [Augment(v2.RandomHorizontalFlip(), 1.)] if task=='photographs' else []
     last = [*mirror, Augment(crop(splits.source.crop_padding), 1.)]

@@ -7,8 +7,10 @@ __all__ = ['METHODS', 'run_method']
 
 # %% ../../nbs/studies/41_methods.ipynb #074dc8c9
 import time, torch
+from dataclasses import replace
+from fastai.callback.core import Callback
 from functools import partial
-from torchvision.transforms import v2
+from ..core.data import *
 from ..augment.augmenter import *
 from ..augment.callbacks import *
 from ..augment.classifier import *
@@ -55,11 +57,21 @@ def _over_named(method):
     "`method` with the `NamedGenerator` for the images in place of G."
     return lambda splits, G, **kw: method(splits, named_for(splits.labelled.x), **kw)
 
-# %% ../../nbs/studies/41_methods.ipynb #748ec0a1
+# %% ../../nbs/studies/41_methods.ipynb #c0599a08
+def suggestion_for(
+    splits,                # What `draw_splits` returns
+    seed=0,                # Draws everything random
+    make_model=small_cnn,  # As for `train_classifier`
+    steps=600,             # Training steps of the classifier that is asked
+):
+    "What `aug_find` suggests to a classifier of `splits` that has seen no augmentation."
+    learn = train_classifier(splits, None, make_model, steps, seed=seed)
+    return learn.aug_find(train=splits.labelled, valid=splits.tune, show_plot=False, seed=seed)
+
+# %% ../../nbs/studies/41_methods.ipynb #cee18103
 def suggested(splits, G, seed=0, steps=600, **kw):
     "The method that trains with what `aug_find` suggests to a classifier of the same splits, and a crop."
-    learn = train_classifier(splits, steps=steps, seed=seed)
-    found = learn.aug_find(train=splits.labelled, valid=splits.tune, show_plot=False, seed=seed)
+    found = suggestion_for(splits, seed, steps=steps)
     first = [Augment(found.policy, 1.)] if found.policy else []
     return [*first, *with_crop(padding=splits.source.crop_padding)],None,dict(suggestion=found.suggestion)
 
@@ -74,6 +86,29 @@ def decided(splits, G, seed=0, steps=600, e_steps=150, **kw):
     choice = decide({k: t.losses for k,t in trials.items()}, baseline='affine').choice
     return with_crop(policies[choice], padding=splits.source.crop_padding),None,dict(decision=choice)
 
+# %% ../../nbs/studies/41_methods.ipynb #a2ccf9d9
+def within_budget(
+    splits,    # What `draw_splits` returns
+    share=1/3, # Of the labelled images, for validation
+):
+    "`splits` whose validation images are taken from the labelled ones; raises `ValueError` where a class has too few."
+    y = splits.labelled.y
+    chosen = per_class(y, max(2, round(share*len(y)/len(splits.labelled.vocab))), splits.seed)
+    rest = torch.ones(len(y), dtype=bool).index_fill(0, chosen, False)
+    valid = splits.labelled[chosen]
+    tune,holdout = stratified_halves(valid.y, splits.seed)
+    source = replace(splits.source, pool=splits.unlabelled, valid=valid)
+    return replace(splits, labelled=splits.labelled[rest], tune=valid[tune], holdout=valid[holdout], source=source)
+
+# %% ../../nbs/studies/41_methods.ipynb #2be4ee8f
+def _label_honest(method): return lambda splits, G, **kw: method(within_budget(splits), G, **kw)
+
+# %% ../../nbs/studies/41_methods.ipynb #0dc948d3
+class ShuffledLabels(Callback):
+    "Hand out each training batch's labels at random."
+    run_valid = False
+    def before_batch(self): self.learn.yb = tuple(y[torch.randperm(len(y), device=y.device)] for y in self.yb)
+
 # %% ../../nbs/studies/41_methods.ipynb #a10df7bf
 _GUARD = dict(cbs=[Guard(.85, patience=2)])
 
@@ -81,7 +116,7 @@ _GUARD = dict(cbs=[Guard(.85, patience=2)])
 def _affine(G): return random_affine()
 
 # %% ../../nbs/studies/41_methods.ipynb #daf88b3d
-def _elastic(G): return v2.ElasticTransform(60., 4.)
+def _elastic(G): return random_elastic()
 
 # %% ../../nbs/studies/41_methods.ipynb #e47048f3
 METHODS = {
@@ -108,7 +143,11 @@ METHODS |= {
     'maxup_affine_elastic': maxup_over(_affine, _elastic),
     'aug_find':       suggested,
     'decision':       decided,
+    'shuffled_labels': lambda splits, G, **kw: ([ShuffledLabels(), *fixed_policy()(splits, G)[0]], None, {}),
 }
+
+# %% ../../nbs/studies/41_methods.ipynb #4d6f4aa1
+METHODS |= {f'{k}_label_honest': _label_honest(METHODS[k]) for k in ('implicit','shared','aug_find')}
 
 # %% ../../nbs/studies/41_methods.ipynb #9feb732e
 def run_method(

@@ -69,8 +69,8 @@ _TRAINED_E = {
     'implicit_shared': _guarded(ImplicitHead, SharedEstimator, lr=1e-2),
     'all_layers':      _guarded(AllLayers, lr=3e-4),
     'trajectory':      partial(_timed, _along_the_trajectory),
-    'min_loss':        _guarded(maximise(min_loss)),
-    'max_loss':        _guarded(maximise(if_label_kept(max_loss)), lr=3e-4),
+    'min_loss':        partial(_timed, METHODS['min_loss']),
+    'max_loss':        partial(_timed, METHODS['max_loss']),
 }
 
 # %% ../../nbs/studies/45_objectives.ipynb #8ea3406a

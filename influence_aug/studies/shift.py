@@ -8,7 +8,6 @@ __all__ = ['PROTOCOL', 'LABEL_COUNTS', 'FIXED', 'LEARNED', 'SHIFT', 'CANDIDATES'
 
 # %% ../../nbs/studies/51_shift.ipynb #799a3b91
 import functools, pandas as pd
-from torchvision.transforms import v2
 from ..core.data import *
 from ..augment.adapt import *
 from ..augment.augmenter import *
@@ -52,16 +51,11 @@ def _named(dataset):
     channels,size = shift_splits(dataset, 'none', 40, 0).labelled.x.shape[1:3]
     return NamedGenerator(channels, size, padding_mode=PROTOCOL[dataset]['padding_mode'])
 
-# %% ../../nbs/studies/51_shift.ipynb #520f39e0
-def _elastic():
-    "Elastic deformation of torchvision, α 60 and σ 4 pixels, of each image."
-    return per_image(v2.ElasticTransform(60., 4.))
-
 # %% ../../nbs/studies/51_shift.ipynb #a7f5b46d
 FIXED = {
     'crop':           lambda dataset, G: [],
     'affine':         lambda dataset, G: [random_affine(padding_mode=PROTOCOL[dataset]['padding_mode'])],
-    'affine_elastic': lambda dataset, G: [random_affine(padding_mode=PROTOCOL[dataset]['padding_mode']), _elastic()],
+    'affine_elastic': lambda dataset, G: [random_affine(padding_mode=PROTOCOL[dataset]['padding_mode']), random_elastic()],
     'randaugment':    lambda dataset, G: [randaugment()],
     'trivialaugment': lambda dataset, G: [trivialaugment()],
     'random_tau':     lambda dataset, G: [random_tau(G)],
