@@ -228,6 +228,15 @@ def steps_each(
     check_parts(steps, epochs)
     return steps//epochs
 
+# %% ../../nbs/augment/26_classifier.ipynb #8c7c6f16
+def one_cycle(
+    learn,  # fastai Learner
+    epochs, # Of the fit
+    lr,     # Highest learning rate
+):
+    "Fit by one cycle at a momentum of 0.9."
+    epoch_lines(learn).fit_one_cycle(epochs, lr, moms=(.9,.9,.9))
+
 # %% ../../nbs/augment/26_classifier.ipynb #6b724906
 def train_classifier(
     splits,                # What `draw_splits` returns; F trains on its labelled images, `valid` is looked at
@@ -239,14 +248,16 @@ def train_classifier(
     lr=1e-2,               # Highest learning rate of the cycle
     seed=0,                # Draws the weights, the batches and what the callbacks draw
     device=None,           # Where to train, by default fastai's choice
+    opt_func=adam(.9,.99), # As for a Learner
+    wd=0.,                 # Weight decay
+    fit=one_cycle,         # `fit(learn, epochs, lr)` trains it
 ):
-    "Train F from scratch on the labelled images by one cycle of `steps`, augmented by `cbs`; returns its Learner."
+    "Train F from scratch on the labelled images for `steps`, augmented by `cbs`; returns its Learner."
     _check_setup(splits, cbs, make_model)
     n_steps = steps_each(steps, epochs)
     set_seed(own_seed(seed, cbs), reproducible=True)
     model = make_model(splits.labelled.x.shape[1], len(splits.labelled.vocab))
     dls = tensor_dls(splits.labelled, splits.valid, bs, n_steps, device=device)
-    learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=adam(.9,.99), wd=0.,
-                    metrics=accuracy, cbs=cbs)
-    epoch_lines(learn).fit_one_cycle(min(epochs,steps), lr, moms=(.9,.9,.9))
+    learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=opt_func, wd=wd, metrics=accuracy, cbs=cbs)
+    fit(learn, min(epochs, steps), lr)
     return learn
