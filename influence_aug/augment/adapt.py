@@ -62,13 +62,14 @@ def train_trial(
     target_policy=None, # Theirs, one of TARGET_POLICIES
     data=None,          # `Images` of the target to add, by default the tuning half
     padding_mode='zeros', # What lies beyond the edge of target images: 'zeros' or 'border'
-    **kwargs,           # For `train_classifier`
+    train=train_classifier, # `train(splits, cbs, **kwargs)` returns F's Learner
+    **kwargs,           # For `train`
 ) -> Trial:
     "Train F with `policy`, and with target images where they have a share."
     padding = splits.source.crop_padding
     cbs = with_crop(policy, *also, padding=padding)
     if share: cbs.append(AddTarget(data or splits.tune, share, TARGET_POLICIES[target_policy](padding, padding_mode)))
-    learn = train_classifier(splits, [*cbs, Quiet()], **kwargs)
+    learn = train(splits, [*cbs, Quiet()], **kwargs)
     settings = dict(policy=policy, share=share, target_policy=target_policy)
     return _told(Trial(learn, image_losses(learn, splits.holdout), settings))
 

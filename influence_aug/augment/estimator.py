@@ -231,13 +231,15 @@ def learn_augmenter(
     steps=600,                      # Steps of F in each round
     e_steps=150,                    # Steps of E in each round
     rounds=1,                       # In further rounds F trains with what E makes, then E goes on
+    also=(),                        # Further policies for F, each for half of the images
+    train=train_classifier,         # `train(splits, cbs, steps=, seed=)` returns F's Learner
     **kwargs,                       # For `train_estimator`
 ):
     "Train F with random τ, then E on it: the augmenter and its `holdout_figures`."
     random = policy = random_tau(G)
     augmenter,padding = None,splits.source.crop_padding
     for _ in range(rounds):
-        model = train_classifier(splits, with_crop(policy, padding=padding), steps=steps, seed=seed).model
+        model = train(splits, with_crop(policy, *also, padding=padding), steps=steps, seed=seed).model
         augmenter = augmenter or Augmenter(G, estimator)
         policy = train_estimator(model, augmenter, splits, objective, l2, e_steps, seed=seed, **kwargs).model.eval()
     return policy, holdout_figures(model, policy, random, splits, l2)

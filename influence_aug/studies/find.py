@@ -123,7 +123,7 @@ def _callbacks(task, method, splits, seed):
     told,first = '',[]
     if method in POLICIES: first = [Augment(POLICIES[method](splits), .5)]
     if 'suggestion' in method:
-        found = suggestion_for(splits, seed, NETWORKS[task])
+        found = suggestion_for(splits, seed, partial(train_classifier, make_model=NETWORKS[task]))
         first,told = [Augment(found.policy, 1.)] if found.policy else [],found.suggestion
     mirror = [Augment(v2.RandomHorizontalFlip(), 1.)] if task=='photographs' else []
     last = [*mirror, Augment(crop(splits.source.crop_padding), 1.)]

@@ -23,21 +23,24 @@ from ..augment.policies import *
 # %% ../../nbs/studies/41_methods.ipynb #9f951714
 from ..augment.adapt import decide, named_for, search_learned, train_trial
 
+# %% ../../nbs/studies/41_methods.ipynb #e065f893
+def _cropped(splits, *policies): return with_crop(*policies, padding=splits.source.crop_padding)
+
 # %% ../../nbs/studies/41_methods.ipynb #ee804100
 def fixed_policy(
     *make,  # Functions of G that return a policy
 ):
     "A method that trains with the policies that each of `make` returns, and a crop."
-    return lambda splits, G, **kw: (with_crop(*(m(G) for m in make), padding=splits.source.crop_padding), None, {})
+    return lambda splits, G, also=(), **kw: (_cropped(splits, *(m(G) for m in make), *also), None, {})
 
 # %% ../../nbs/studies/41_methods.ipynb #d0fa704e
 def learned_policy(
     **how
 ):
     "A method that trains with an augmenter learned by `learn_augmenter` with `how`, and a crop."
-    def method(splits, G, **kw):
-        augmenter,figures = learn_augmenter(splits, G, **how, **kw)
-        return with_crop(augmenter, padding=splits.source.crop_padding), augmenter, figures
+    def method(splits, G, also=(), **kw):
+        augmenter,figures = learn_augmenter(splits, G, also=also, **how, **kw)
+        return _cropped(splits, augmenter, *also), augmenter, figures
     return method
 
 # %% ../../nbs/studies/41_methods.ipynb #41f7441e
@@ -47,8 +50,8 @@ def maxup_over(
     k=4,           # Versions of each image
 ):
     "A method that trains F on the best of `k` versions of each image, by the policies and a crop."
-    def method(splits, G, **kw):
-        versions = with_crop(*(m(G) for m in make), padding=splits.source.crop_padding)
+    def method(splits, G, also=(), **kw):
+        versions = _cropped(splits, *(m(G) for m in make), *also)
         return [MaxUp(versions, k, value_of(splits) if value_of else max_loss)], None, {}
     return method
 
@@ -59,32 +62,32 @@ def _over_named(method):
 
 # %% ../../nbs/studies/41_methods.ipynb #c0599a08
 def suggestion_for(
-    splits,                # What `draw_splits` returns
-    seed=0,                # Draws everything random
-    make_model=small_cnn,  # As for `train_classifier`
-    steps=600,             # Training steps of the classifier that is asked
+    splits,                 # What `draw_splits` returns
+    seed=0,                 # Draws everything random
+    train=train_classifier, # `train(splits, seed=)` returns the Learner that is asked
+    **kwargs,               # For `train`
 ):
     "What `aug_find` suggests to a classifier of `splits` that has seen no augmentation."
-    learn = train_classifier(splits, None, make_model, steps, seed=seed)
+    learn = train(splits, seed=seed, **kwargs)
     return learn.aug_find(train=splits.labelled, valid=splits.tune, show_plot=False, seed=seed)
 
 # %% ../../nbs/studies/41_methods.ipynb #cee18103
-def suggested(splits, G, seed=0, steps=600, **kw):
+def suggested(splits, G, also=(), e_steps=0, **kw):
     "The method that trains with what `aug_find` suggests to a classifier of the same splits, and a crop."
-    found = suggestion_for(splits, seed, steps=steps)
+    found = suggestion_for(splits, **kw)
     first = [Augment(found.policy, 1.)] if found.policy else []
-    return [*first, *with_crop(padding=splits.source.crop_padding)],None,dict(suggestion=found.suggestion)
+    return [*first, *_cropped(splits, *also)],None,dict(suggestion=found.suggestion)
 
 # %% ../../nbs/studies/41_methods.ipynb #373b1b9d
-def decided(splits, G, seed=0, steps=600, e_steps=150, **kw):
+def decided(splits, G, also=(), e_steps=150, **kw):
     "The method that trains with what is decided on among an affine map, random and learned τ of the named model."
-    named,how = named_for(splits.labelled.x),dict(seed=seed, steps=steps)
+    named,how = named_for(splits.labelled.x),dict(also=also, **kw)
     policies = dict(affine=random_affine(), random_tau=random_tau(named))
     trials = {k: train_trial(splits, p, **how) for k,p in policies.items()}
     model = trials['random_tau'].learn.model
     trials['learned'],policies['learned'] = search_learned(splits, model, named, e_steps=e_steps, **how)
     choice = decide({k: t.losses for k,t in trials.items()}, baseline='affine').choice
-    return with_crop(policies[choice], padding=splits.source.crop_padding),None,dict(decision=choice)
+    return _cropped(splits, policies[choice], *also),None,dict(decision=choice)
 
 # %% ../../nbs/studies/41_methods.ipynb #a2ccf9d9
 def within_budget(
@@ -143,29 +146,34 @@ METHODS |= {
     'maxup_affine_elastic': maxup_over(_affine, _elastic),
     'aug_find':       suggested,
     'decision':       decided,
-    'shuffled_labels': lambda splits, G, **kw: ([ShuffledLabels(), *fixed_policy()(splits, G)[0]], None, {}),
+    'shuffled_labels': lambda splits, G, **kw: ([ShuffledLabels(), *_cropped(splits)], None, {}),
 }
 
 # %% ../../nbs/studies/41_methods.ipynb #4d6f4aa1
 METHODS |= {f'{k}_label_honest': _label_honest(METHODS[k]) for k in ('implicit','shared','aug_find')}
 
+# %% ../../nbs/studies/41_methods.ipynb #b6481450
+def _tested(learn, splits):
+    "Figures of F on validation, and, once, on the test images."
+    loss,accuracy = learn.validate()
+    _,test_accuracy = learn.validate(dl=TensorDL(splits.test, 500, device=learn.dls.device))
+    return dict(accuracy=round(100*test_accuracy,3), valid_loss=round(loss,5), valid_accuracy=round(100*accuracy,3))
+
 # %% ../../nbs/studies/41_methods.ipynb #9feb732e
 def run_method(
-    method,          # A name in `methods`
-    splits,          # What `draw_splits` returns; its test set is read once
-    G,               # A `Generator`
-    seed=0,          # Draws everything random
-    steps=600,       # Training steps of F
-    e_steps=150,     # Training steps of E, where there is one
-    methods=METHODS, # Name → method
+    method,                 # A name in `methods`
+    splits,                 # What `draw_splits` returns; its test set is read once
+    G,                      # A `Generator`
+    seed=0,                 # Draws everything random
+    steps=600,              # Training steps of F
+    e_steps=150,            # Training steps of E, where there is one
+    methods=METHODS,        # Name → method
+    train=train_classifier, # `train(splits, cbs, steps=, seed=)` returns F's Learner
+    also=(),                # Policies before every crop, each for half of the images, such as a mirror
 ):
     "Train F with `method` and test it once: (F's Learner, augmenter or None, dict of figures)."
     if method not in methods: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(methods)}.")
-    start = time.time()
-    cbs,augmenter,figures = methods[method](splits, G, seed=seed, steps=steps, e_steps=e_steps)
-    learn = train_classifier(splits, cbs, steps=steps, seed=seed)
-    valid_loss,valid_accuracy = learn.validate()
-    _,test_accuracy = learn.validate(dl=TensorDL(splits.test, 500, device=learn.dls.device))
-    measured = dict(accuracy=round(100*test_accuracy,3), valid_loss=round(valid_loss,5),
-                    valid_accuracy=round(100*valid_accuracy,3), **figures, seconds=round(time.time()-start,1))
-    return learn, augmenter, measured
+    start,how = time.time(),dict(seed=seed, steps=steps, train=train)
+    cbs,augmenter,figures = methods[method](splits, G, e_steps=e_steps, also=also, **how)
+    learn = train(splits, cbs, steps=steps, seed=seed)
+    return learn, augmenter, _tested(learn, splits) | figures | dict(seconds=round(time.time()-start, 1))
