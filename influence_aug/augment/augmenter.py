@@ -258,7 +258,7 @@ def load_packaged(
     folder, # Of the package
     name,   # Of one in that folder, or the path of a file
 ):
-    "The module of `kind` with a `name`; raises `ValueError` for a name that is not there, `FileNotFoundError` for a file."
+    "The module of `kind` with a `name`; raises `ValueError` for a name that is not there, else `FileNotFoundError`."
     in_package,there = str(name).isidentifier(),PACKAGE/folder
     path = there/f'{name}.safetensors' if in_package else Path(name)
     if in_package and not path.exists(): raise ValueError(
