@@ -1877,6 +1877,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'influence_aug/studies/search.py')},
             'influence_aug.studies.shift': { 'influence_aug.studies.shift._accuracy': ( 'studies/shift.html#_accuracy',
                                                                                         'influence_aug/studies/shift.py'),
+                                             'influence_aug.studies.shift._affine': ( 'studies/shift.html#_affine',
+                                                                                      'influence_aug/studies/shift.py'),
                                              'influence_aug.studies.shift._as_in_distribution': ( 'studies/shift.html#_as_in_distribution',
                                                                                                   'influence_aug/studies/shift.py'),
                                              'influence_aug.studies.shift._at': ( 'studies/shift.html#_at',

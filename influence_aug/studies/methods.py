@@ -146,11 +146,11 @@ METHODS |= {
     'maxup_affine_elastic': maxup_over(_affine, _elastic),
     'aug_find':       suggested,
     'decision':       decided,
-    'shuffled_labels': lambda splits, G, **kw: ([ShuffledLabels(), *_cropped(splits)], None, {}),
 }
 
 # %% ../../nbs/studies/41_methods.ipynb #4d6f4aa1
 METHODS |= {f'{k}_label_honest': _label_honest(METHODS[k]) for k in ('implicit','shared','aug_find')}
+METHODS['shuffled_labels'] = lambda splits, G, **kw: ([ShuffledLabels(), *_cropped(splits)], None, {})
 
 # %% ../../nbs/studies/41_methods.ipynb #b6481450
 def _tested(learn, splits):
