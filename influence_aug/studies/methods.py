@@ -33,6 +33,9 @@ def fixed_policy(
     "A method that trains with the policies that each of `make` returns, and a crop."
     return lambda splits, G, also=(), **kw: (_cropped(splits, *(m(G) for m in make), *also), None, {})
 
+# %% ../../nbs/studies/41_methods.ipynb #03d19f49
+def _of_all(make): return lambda splits, G, also=(), **kw: ([Augment(make(G), 1.), *_cropped(splits, *also)], None, {})
+
 # %% ../../nbs/studies/41_methods.ipynb #d0fa704e
 def learned_policy(
     **how
@@ -126,6 +129,7 @@ METHODS = {
     'none':           lambda splits, G, **kw: ([], None, {}),
     'crop':           fixed_policy(),
     'heuristic':      fixed_policy(lambda G: random_functions()),
+    'heuristic_all':  _of_all(lambda G: random_functions()),
     'affine':         fixed_policy(_affine),
     'affine_elastic': fixed_policy(_affine, _elastic),
     'randaugment':    fixed_policy(lambda G: randaugment()),
@@ -144,6 +148,7 @@ METHODS |= {
     'shared':         _over_named(learned_policy(estimator=SharedEstimator, lr=1e-2, **_GUARD)),
     'maxup':          maxup_over(random_tau),
     'maxup_affine_elastic': maxup_over(_affine, _elastic),
+    'maxup_tau_elastic': maxup_over(random_tau, _elastic),
     'aug_find':       suggested,
     'decision':       decided,
 }
