@@ -146,6 +146,10 @@ METHODS |= {
     'implicit':       learned_policy(),
     'implicit_no_label_weight': learned_policy(objective=partial(ImplicitHead, label_weight=0)),
     'shared':         _over_named(learned_policy(estimator=SharedEstimator, lr=1e-2, **_GUARD)),
+}
+
+# %% ../../nbs/studies/41_methods.ipynb #39e6f7fd
+METHODS |= {
     'maxup':          maxup_over(random_tau),
     'maxup_affine_elastic': maxup_over(_affine, _elastic),
     'maxup_tau_elastic': maxup_over(random_tau, _elastic),
