@@ -48,5 +48,13 @@ def _grid():
     return [dict(kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in (3e-4,1e-3,3e-3) for w in (3e-5,3e-4)]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #9c3d1092
+_CHOSEN = dict(tanda_mf=dict(kind='mean_field', lr=3e-4), tanda_lstm=dict(kind='lstm', lr=3e-3))
+
+# %% ../../nbs/studies/44a_tanda.ipynb #240c8190
+def _epochs():
+    "What comes with the package: each kind for 1,700 batches, with the settings chosen from the grid."
+    return [o | dict(mse_weight=3e-4, steps=1700, out=f'influence_aug/sequences/{k}.safetensors') for k,o in _CHOSEN.items()]
+
+# %% ../../nbs/studies/44a_tanda.ipynb #0802aa73
 TANDA = Study('tanda', learn_sequences, ('dataset','kind','lr','disc_lr','mse_weight','steps','seed'),
-              'results/tanda.csv', _grid)
+              'results/tanda.csv', lambda: _grid()+_epochs())
