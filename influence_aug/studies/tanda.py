@@ -53,7 +53,8 @@ _CHOSEN = dict(tanda_mf=dict(kind='mean_field', lr=3e-4), tanda_lstm=dict(kind='
 # %% ../../nbs/studies/44a_tanda.ipynb #240c8190
 def _epochs():
     "What comes with the package: each kind for 1,700 batches, with the settings chosen from the grid."
-    return [o | dict(mse_weight=3e-4, steps=1700, out=f'influence_aug/sequences/{k}.safetensors') for k,o in _CHOSEN.items()]
+    how = dict(mse_weight=3e-4, steps=1700)
+    return [o | how | dict(out=f'influence_aug/sequences/{k}.safetensors') for k,o in _CHOSEN.items()]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #0802aa73
 TANDA = Study('tanda', learn_sequences, ('dataset','kind','lr','disc_lr','mse_weight','steps','seed'),
