@@ -19,6 +19,7 @@ from ..augment.find import *
 from ..augment.functions import *
 from ..augment.objectives import *
 from ..augment.policies import *
+from ..augment.tanda import *
 
 # %% ../../nbs/studies/41_methods.ipynb #9f951714
 from ..augment.adapt import decide, named_for, search_learned, train_trial
@@ -128,8 +129,6 @@ def _elastic(G): return random_elastic()
 METHODS = {
     'none':           lambda splits, G, **kw: ([], None, {}),
     'crop':           fixed_policy(),
-    'heuristic':      fixed_policy(lambda G: random_functions()),
-    'heuristic_all':  _of_all(lambda G: random_functions()),
     'affine':         fixed_policy(_affine),
     'affine_elastic': fixed_policy(_affine, _elastic),
     'randaugment':    fixed_policy(lambda G: randaugment()),
@@ -137,6 +136,11 @@ METHODS = {
     'autoaugment':    fixed_policy(lambda G: autoaugment('svhn')),
     'random_tau':     fixed_policy(random_tau),
 }
+
+# %% ../../nbs/studies/41_methods.ipynb #d781a7a8
+_SEQUENCES = dict(heuristic=lambda G: random_functions(), tanda_mf=lambda G: load_sequences('tanda_mf'),
+                  tanda_lstm=lambda G: load_sequences('tanda_lstm'))
+METHODS |= {k: fixed_policy(f) for k,f in _SEQUENCES.items()} | {f'{k}_all': _of_all(f) for k,f in _SEQUENCES.items()}
 
 # %% ../../nbs/studies/41_methods.ipynb #39fe0880
 METHODS |= {
