@@ -16,6 +16,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'influence_aug/augment/adapt.py'),
                                              'influence_aug.augment.adapt.Trial.loss': ( 'augment/adapt.html#trial.loss',
                                                                                          'influence_aug/augment/adapt.py'),
+                                             'influence_aug.augment.adapt._affine_and_crop': ( 'augment/adapt.html#_affine_and_crop',
+                                                                                               'influence_aug/augment/adapt.py'),
                                              'influence_aug.augment.adapt._all_trials': ( 'augment/adapt.html#_all_trials',
                                                                                           'influence_aug/augment/adapt.py'),
                                              'influence_aug.augment.adapt._floor': ( 'augment/adapt.html#_floor',

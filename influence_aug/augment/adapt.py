@@ -73,11 +73,13 @@ def train_trial(
     settings = dict(policy=policy, share=share, target_policy=target_policy)
     return _told(Trial(learn, image_losses(learn, splits.holdout), settings))
 
+# %% ../../nbs/augment/30_adapt.ipynb #167296ba
+def _affine_and_crop(padding, mode):
+    affine,cropped = Augment(random_affine(padding_mode=mode), .5),crop(padding)
+    return lambda x: cropped(affine.change(x))
+
 # %% ../../nbs/augment/30_adapt.ipynb #ed5b7808
-TARGET_POLICIES = {
-    'crop': lambda padding, mode: crop(padding),
-    'affine': lambda padding, mode: lambda x: crop(padding)(Augment(random_affine(padding_mode=mode), .5).change(x)),
-}
+TARGET_POLICIES = {'crop': lambda padding, mode: crop(padding), 'affine': _affine_and_crop}
 
 # %% ../../nbs/augment/30_adapt.ipynb #cc4758cf
 def shift_augmenter(
