@@ -5,7 +5,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from influence_aug.augment.augmenter import *
-from influence_aug.augment.augmenter import _GENERATORS, _checksum
+from influence_aug.augment.augmenter import PACKAGE, _checksum
 from influence_aug.augment.classifier import small_cnn
 from influence_aug.augment.objectives import *
 from influence_aug.augment.transforms import Generator
@@ -52,9 +52,9 @@ def test_files_that_are_not_augmenters(tmp_path):
 
 @pytest.mark.parametrize('name,channels,size', [('mnist', 1, 28), ('cifar10', 3, 32)])
 def test_generators_in_the_package(name, channels, size):
-    parts, info = load_modules(_GENERATORS/f'{name}.safetensors')
+    parts, info = load_modules(PACKAGE/'generators'/f'{name}.safetensors')
     G = parts['generator']
-    assert info['command'].startswith((f'ia-generator --dataset {name}', f'ia-run generator --dataset {name}')) and (_GENERATORS/f'{name}.safetensors').stat().st_size < 3e6
+    assert info['command'].startswith((f'ia-generator --dataset {name}', f'ia-run generator --dataset {name}')) and (PACKAGE/'generators'/f'{name}.safetensors').stat().st_size < 3e6
     assert (G.config['channels'], G.config['size']) == (channels, size) and all(p.isfinite().all() for p in G.parameters())
     assert G(torch.rand(2, channels, size, size), torch.rand(2, 128))[0].shape == (2, channels, size, size)
 
