@@ -73,8 +73,8 @@ def _run(method, splits, seed, steps, e_steps, train):
 
 # %% ../../nbs/studies/57_cifar10.ipynb #d450a364
 def _lengths():
-    "A crop and a mirror by several schedules, of which validation chooses one."
-    return [dict(method='crop', steps=s, bs=b, lr=lr, seed=0) for s,b in ((1000,128),(2000,64)) for lr in (.1,.3)]
+    "A crop and a mirror by schedules other than the default, from which validation may choose."
+    return [dict(method='crop', steps=s, bs=b, lr=lr, seed=0) for s,b,lr in ((1000,128,.3),(2000,64,.1),(2000,64,.3))]
 
 # %% ../../nbs/studies/57_cifar10.ipynb #5901665d
 def _table2():

@@ -52,13 +52,13 @@ def _named(dataset):
     return NamedGenerator(channels, size, padding_mode=PROTOCOL[dataset]['padding_mode'])
 
 # %% ../../nbs/studies/51_shift.ipynb #a7f5b46d
-def _affine(dataset, G): return random_affine(padding_mode=PROTOCOL[dataset]['padding_mode'])
+def _affine(dataset): return random_affine(padding_mode=PROTOCOL[dataset]['padding_mode'])
 
 # %% ../../nbs/studies/51_shift.ipynb #9c4166d4
 FIXED = {
     'crop':           lambda dataset, G: [],
-    'affine':         lambda dataset, G: [_affine(dataset, G)],
-    'affine_elastic': lambda dataset, G: [_affine(dataset, G), random_elastic()],
+    'affine':         lambda dataset, G: [_affine(dataset)],
+    'affine_elastic': lambda dataset, G: [_affine(dataset), random_elastic()],
     'randaugment':    lambda dataset, G: [randaugment()],
     'trivialaugment': lambda dataset, G: [trivialaugment()],
     'random_tau':     lambda dataset, G: [random_tau(G)],
