@@ -179,6 +179,7 @@ def test_committed_results_have_their_columns():
     root = Path(__file__).parents[1]/'results'
     mnist, wgan = (pd.read_csv(root/f'{k}.csv') for k in ('mnist', 'wgan'))
     assert list(mnist)[:6] == 'method frac scale seed accuracy valid_loss'.split()[:6] and list(mnist)[-3:] == ['command', 'seconds', 'version']
-    assert not mnist.duplicated(['method', 'frac', 'scale', 'seed']).any()
-    assert mnist.accuracy.between(50, 100).all()
+    assert not mnist.duplicated(['method', 'frac', 'scale', 'seed', 'steps']).any()
+    broken = mnist.method.str.endswith('_all') | (mnist.method=='shuffled_labels')
+    assert mnist.accuracy[~broken].between(50, 100).all() and mnist.accuracy[broken].between(0, 100).all()
     assert list(wgan)[:3] == ['dataset', 'measure', 'value'] and list(wgan)[-3:] == ['command', 'seconds', 'version']
