@@ -7,19 +7,35 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 
 from forked import ended, forked
+from influence_aug.augment.classifier import train_classifier
+from influence_aug.augment.policies import random_affine
+from influence_aug.augment.callbacks import Augment
+from influence_aug.core.data import Images, Source, draw_splits
+from influence_aug.core.randomness import own_randomness
 from influence_aug.studies.results import append_rows, read_results
 from influence_aug.studies.run import Study, run, sweep
-from influence_aug.studies.search import train_variant
 
 SEEDS = 5
 
 
-def jobs(): return [dict(variant='random_tau', seed=s, steps=3, scale='sample') for s in range(SEEDS)]
+def noise(n, first): return Images(torch.randint(256, (n, 1, 28, 28)).byte(), torch.arange(n) % 4, tuple('abcd'), first+torch.arange(n))
 
 
-STUDY = Study('small', train_variant, ('variant', 'seed', 'steps'), 'small.csv', jobs)
+def train_on_noise(variant: str = 'affine', seed: int = 0, steps: int = 3):
+    "A training so small that a sweep of them can be done many times, and long enough to be killed in."
+    with own_randomness(seed): source = Source(noise(60, 0), noise(40, 100), noise(20, 200))
+    learn = train_classifier(draw_splits(source, n=40, seed=seed), [Augment(random_affine())], steps=steps, seed=seed, epochs=1, bs=8)
+    time.sleep(.3)
+    return dict(valid_loss=round(learn.validate()[0], 6))
+
+
+def jobs(): return [dict(variant='affine', seed=s, steps=3) for s in range(SEEDS)]
+
+
+STUDY = Study('small', train_on_noise, ('variant', 'seed', 'steps'), 'small.csv', jobs)
 COMMAND = 'import sys; sys.path.insert(0, {!r}); from test_sweep import *; sweep(STUDY, sys.argv[1], processes=2)'.format(os.path.dirname(__file__))
 
 
@@ -77,7 +93,7 @@ def dies_while_writing(file):
 
 def test_killed_in_the_middle_of_writing_leaves_the_file_as_it_was(tmp_path):
     file = tmp_path/'r.csv'
-    append_rows(file, [dict(variant='random_tau', seed=0, steps=3, valid_loss=1.)])
+    append_rows(file, [dict(variant='affine', seed=0, steps=3, valid_loss=1.)])
     before = file.read_text()
     assert ended(forked(dies_while_writing, file)) == -signal.SIGKILL
     assert file.read_text() == before
