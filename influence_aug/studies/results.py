@@ -117,9 +117,9 @@ def plot_pairs(
     "Draw every pair's mean difference, coloured where its 95% interval excludes zero; returns the axes."
     means,halves = pairs_of(rows, **kwargs)
     n,told = len(means),means.where(means.abs()>halves, 0.)
-    ax = ax or plt.subplots(figsize=(.42*n+1.6,)*2)[1]
+    ax = ax or plt.subplots(figsize=(.36*n+1.6,)*2)[1]
     ax.imshow(told, cmap='RdBu', vmin=-(most := 2*told.abs().max().max() or 1), vmax=most)
     for (i,j) in ((i,j) for i in range(n) for j in range(n) if i!=j):
-        ax.text(j, i, f'{means.iat[i,j]:.1f}', ha='center', va='center', fontsize=7)
+        ax.text(j, i, f'{means.iat[i,j]:.1f}'.replace('-0.0', '0.0'), ha='center', va='center', fontsize=7)
     ax.set_xticks(range(n), means.columns, rotation=90); ax.set_yticks(range(n), means.index)
     return ax
