@@ -641,6 +641,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'influence_aug/augment/policies.py')},
             'influence_aug.augment.resnets': { 'influence_aug.augment.resnets.BFloat16': ( 'augment/resnets.html#bfloat16',
                                                                                            'influence_aug/augment/resnets.py'),
+                                               'influence_aug.augment.resnets.BFloat16.__init__': ( 'augment/resnets.html#bfloat16.__init__',
+                                                                                                    'influence_aug/augment/resnets.py'),
                                                'influence_aug.augment.resnets.BFloat16.after_train': ( 'augment/resnets.html#bfloat16.after_train',
                                                                                                        'influence_aug/augment/resnets.py'),
                                                'influence_aug.augment.resnets.BFloat16.before_train': ( 'augment/resnets.html#bfloat16.before_train',

@@ -81,6 +81,8 @@ def _in_bfloat16(forward, x):
 # %% ../../nbs/augment/26a_resnets.ipynb #5c89afef
 class BFloat16(Callback):
     "Run the model in bfloat16 while it trains, where autocast does; weights, gradients and loss stay float32."
+    def __init__(self): self.seen = None
+
     def before_train(self):
         self.seen = self.model
         self.seen.forward = partial(_in_bfloat16, self.seen.forward)

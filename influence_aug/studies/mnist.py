@@ -63,6 +63,8 @@ def _lengths():
 
 # %% ../../nbs/studies/44_mnist.ipynb #6a058311
 _ON_TWO_SETS = ('implicit_no_label_weight','shuffled_labels')
+
+# %% ../../nbs/studies/44_mnist.ipynb #53535070
 def _one_percent():
     "Every method at 1%, on five labelled sets; two for the ablation and for shuffled labels."
     return [dict(method=k, seed=s) for k in METHODS for s in ((0,4) if k in _ON_TWO_SETS else range(5))]
@@ -70,12 +72,16 @@ def _one_percent():
 
 # %% ../../nbs/studies/44_mnist.ipynb #3c0bf01c
 _LONGER = 'crop','maxup_affine_elastic','maxup','affine_elastic','maxup_tau_elastic','random_tau','aug_find'
+
+# %% ../../nbs/studies/44_mnist.ipynb #f4af6553
 def _three_times():
     "A crop, and the six methods of the least validation loss in `_one_percent`, for three times its steps."
     return [dict(method=k, steps=1800, seed=s) for s in range(5) for k in _LONGER]
 
 # %% ../../nbs/studies/44_mnist.ipynb #79d63320
 _ASIDE = (*_ON_TWO_SETS, *(k for k in METHODS if k.endswith(('_all','_label_honest'))))
+
+# %% ../../nbs/studies/44_mnist.ipynb #75c6b5f4
 def _ten_percent():
     "Every system at 10%, on three labelled sets."
     return [dict(method=k, frac=.1, steps=3600, seed=s) for s in range(3) for k in METHODS if k not in _ASIDE]
