@@ -79,6 +79,16 @@ def check_count(
     if isinstance(value, Integral) and value>=1: return value
     raise ValueError(f"{name}={value!r}: expected a whole number from 1 on.")
 
+# %% ../../nbs/core/03_batches.ipynb #4c954ff5
+def check_name(
+    kind,  # What is named, as 'method'
+    name,  # What was given for it
+    known, # The names that there are
+):
+    "`name`; raises `ValueError` unless it is one of `known`."
+    if name in known: return name
+    raise ValueError(f"Unknown {kind} {name!r}: expected one of {', '.join(known)}.")
+
 # %% ../../nbs/core/03_batches.ipynb #b2366a6a
 def _as_loader(data, bs):
     "A loader as it is, a data set in batches of `bs`; raises `ValueError` for others, and for one that drops some."

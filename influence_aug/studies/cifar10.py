@@ -20,6 +20,7 @@ from .methods import *
 from .run import *
 
 # %% ../../nbs/studies/57_cifar10.ipynb #05932046
+from ..core.batches import check_name
 from ..augment.callbacks import listed
 from ..augment.classifier import one_cycle
 from .methods import fixed_policy
@@ -67,15 +68,10 @@ def train_on_cifar10(
     bf16:store_true=False,     # Train F in bfloat16, for processors that have it
 ):
     "Train a classifier with one augmentation method and test it once; returns a row's figures."
-    _check_settings(method=(method,CIFAR10_METHODS), scale=(scale,CIFAR10_SCALES), schedule=(schedule,SCHEDULES))
+    check_name('method', method, CIFAR10_METHODS); check_name('schedule', schedule, SCHEDULES)
+    depth = CIFAR10_SCALES[check_name('scale', scale, CIFAR10_SCALES)]
     splits = draw_splits(get_source('cifar10'), frac=frac, seed=seed)
-    return _run(method, splits, seed, steps, e_steps, _trainer(CIFAR10_SCALES[scale], bs, lr, wd, schedule, bf16))
-
-# %% ../../nbs/studies/57_cifar10.ipynb #7f34fb37
-def _check_settings(**given):
-    "Raise `ValueError` for a setting, name → (value, registry), whose value its registry lacks."
-    for what,(name,registry) in given.items():
-        if name not in registry: raise ValueError(f"Unknown {what} {name!r}: expected one of {', '.join(registry)}.")
+    return _run(method, splits, seed, steps, e_steps, _trainer(depth, bs, lr, wd, schedule, bf16))
 
 # %% ../../nbs/studies/57_cifar10.ipynb #c3416b3f
 def _run(method, splits, seed, steps, e_steps, train):

@@ -21,6 +21,9 @@ from ..augment.classifier import *
 from ..augment.find import *
 from ..augment.policies import *
 
+# %% ../../nbs/studies/56_find.ipynb #53bd5c0a
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/56_find.ipynb #88f13583
 from ..augment.augmenter import generator_for
 from ..augment.harm import *
@@ -136,7 +139,7 @@ def train_with_found(
     seed:int=0,               # Draws everything
 ):
     "Train in one way and test once."
-    if method not in METHODS: raise ValueError(f"Unknown method {method!r}: expected one of {METHODS}.")
+    check_name('method', method, METHODS)
     splits = TASKS[task](seed)
     cbs,told = _callbacks(task, method, splits, seed)
     return trained_figures(splits, cbs, seed, NETWORKS[task]) | dict(suggestion=told)

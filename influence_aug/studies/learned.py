@@ -17,6 +17,9 @@ from ..augment.named import *
 from ..augment.policies import *
 from ..influence.ranking import *
 
+# %% ../../nbs/studies/54_learned.ipynb #e9fc47c2
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/54_learned.ipynb #b82a57ec
 from ..influence.mixture import even_shares
 from .ranking import CANDIDATES, HARMLESS
@@ -104,7 +107,7 @@ def learn_and_train(
     seed:int=0,           # Draws the labelled images and everything else
 ):
     "Find the shares of a mixture, or a distribution, train F with it and test it once; returns a row, or two."
-    if method not in WAYS: raise ValueError(f"Unknown method {method!r}: expected one of {list(WAYS)}.")
+    check_name('method', method, WAYS)
     return WAYS[method](method, *_task(shift, seed), seed)
 
 # %% ../../nbs/studies/54_learned.ipynb #8832d655

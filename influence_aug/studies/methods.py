@@ -22,6 +22,7 @@ from ..augment.policies import *
 from ..augment.tanda import *
 
 # %% ../../nbs/studies/41_methods.ipynb #9f951714
+from ..core.batches import check_name
 from ..augment.adapt import decide, named_for, search_learned, train_trial
 
 # %% ../../nbs/studies/41_methods.ipynb #e065f893
@@ -185,7 +186,7 @@ def run_method(
     also=(),                # Policies before every crop, each for half of the images, such as a mirror
 ):
     "Train F with `method` and test it once: (F's Learner, augmenter or None, dict of figures)."
-    if method not in methods: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(methods)}.")
+    check_name('method', method, methods)
     start,how = time.time(),dict(seed=seed, steps=steps, train=train)
     cbs,augmenter,figures = methods[method](splits, G, e_steps=e_steps, also=also, **how)
     learn = train(splits, cbs, steps=steps, seed=seed)

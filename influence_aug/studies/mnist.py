@@ -18,6 +18,9 @@ from .methods import *
 from .results import *
 from .run import *
 
+# %% ../../nbs/studies/44_mnist.ipynb #5872119d
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/44_mnist.ipynb #69abcdcc
 SCALES = {'full': 'mnist', 'sample': 'sample'}
 
@@ -28,8 +31,7 @@ def mnist_splits(
     seed=0,        # Draws the labelled images
 ):
     "Splits of MNIST at a `scale`; raises `ValueError` for another."
-    if scale not in SCALES: raise ValueError(f"Unknown scale {scale!r}: expected one of {', '.join(SCALES)}.")
-    return draw_splits(get_source(SCALES[scale]), frac=frac, seed=seed)
+    return draw_splits(get_source(SCALES[check_name('scale', scale, SCALES)]), frac=frac, seed=seed)
 
 # %% ../../nbs/studies/44_mnist.ipynb #6def5801
 def train_on_mnist(
@@ -44,7 +46,7 @@ def train_on_mnist(
     g_steps:int=None,      # Its training steps, by default 1,300
 ):
     "Train a classifier with one augmentation method and test it once; returns a row's figures."
-    if method not in METHODS: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(METHODS)}.")
+    check_name('method', method, METHODS)
     splits = mnist_splits(scale, frac, seed)
     G = _generator_for(splits, generator, retrain_generator, g_steps, seed)
     return run_method(method, splits, G, seed, steps, e_steps)[2] | dict(steps=steps)

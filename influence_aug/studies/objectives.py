@@ -24,6 +24,9 @@ from ..augment.estimator import holdout_figures
 from .methods import learned_policy, maxup_over
 from .mnist import mnist_splits
 
+# %% ../../nbs/studies/45_objectives.ipynb #7566ee49
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/45_objectives.ipynb #3536f8e7
 def _guarded(objective, estimator=StochasticEstimator, **kwargs):
     "A method that trains E on a frozen F with `objective` under a `Guard`."
@@ -118,8 +121,7 @@ def train_with_objective(
     pictures:str=None,     # Folder for a picture of what the objective makes of twenty digits
 ):
     "Train a classifier with one objective for E and test it once; returns a row's figures."
-    if objective not in OBJECTIVES:
-        raise ValueError(f"Unknown objective {objective!r}: expected one of {', '.join(OBJECTIVES)}.")
+    check_name('objective', objective, OBJECTIVES)
     splits = mnist_splits(scale, frac, seed)
     learn,_,figures = run_method(objective, splits, load_generator('mnist'), seed, steps, e_steps, OBJECTIVES)
     loss,accuracy = learn.validate(dl=TensorDL(splits.holdout, 500, device=learn.dls.device))

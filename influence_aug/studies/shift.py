@@ -19,6 +19,9 @@ from ..augment.policies import *
 from ..core.policy import *
 from .methods import *
 
+# %% ../../nbs/studies/51_shift.ipynb #5d2b9f45
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/51_shift.ipynb #81271629
 from ..augment.adapt import image_losses, refitted, search_joint, search_learned, train_trial
 from .results import *
@@ -164,9 +167,7 @@ LEARNED = {'joint': _joint, 'shared': _shared, 'shared_joint': _shared_joint, 's
            'paper': _as_in_distribution('paper'), 'implicit': _as_in_distribution('implicit')}
 
 # %% ../../nbs/studies/51_shift.ipynb #83144774
-def _check_method(method):
-    known = ['none', 'maxup', *FIXED, *LEARNED]
-    if method not in known: raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(known)}.")
+def _check_method(method): check_name('method', method, ['none', 'maxup', *FIXED, *LEARNED])
 
 # %% ../../nbs/studies/51_shift.ipynb #6cac5814
 def _learned_row(method, dataset, shift, target_labels, seed):

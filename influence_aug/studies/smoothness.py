@@ -18,6 +18,9 @@ from ..influence.smoothness import *
 from ..influence.training import *
 from .run import *
 
+# %% ../../nbs/studies/53_smoothness.ipynb #d9c699a3
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/53_smoothness.ipynb #6fb56763
 from ..influence.mixture import plain
 from .results import *
@@ -96,7 +99,7 @@ def measure_smoothness(
     dataset:str='mnist',        # A data set by its name
 ):
     "Train a variant of F, go back, and leave images out; returns a row's figures."
-    if variant not in VARIANTS: raise ValueError(f"Unknown variant {variant!r}: expected one of {list(VARIANTS)}.")
+    check_name('variant', variant, VARIANTS)
     splits = draw_splits(get_source(dataset), frac=.01, seed=seed)
     training,valid = _training(variant, splits, seed),plain(Batches(splits.tune))
     return _measured(training, valid)

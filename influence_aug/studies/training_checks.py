@@ -18,6 +18,9 @@ from ..influence.mixture import *
 from ..influence.rules import *
 from ..influence.training import *
 
+# %% ../../nbs/studies/55_training_checks.ipynb #7b15fb57
+from ..core.batches import check_name
+
 # %% ../../nbs/studies/55_training_checks.ipynb #4b021295
 from ..influence.training import _with_weight
 from .ranking import CANDIDATES
@@ -137,7 +140,7 @@ def measure_training(
     check:str='fd_err', # One of FIGURES
 ):
     "One figure and its target; returns a row's figures."
-    if check not in FIGURES: raise ValueError(f"Unknown check {check!r}: expected one of {list(FIGURES)}.")
+    check_name('check', check, FIGURES)
     value,target,note = FIGURES[check]()
     return dict(value=f'{value:.4g}', target=target, note=note)
 
