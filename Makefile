@@ -2,6 +2,9 @@
 PYTHON ?= python3
 PORT ?= 8000
 BIN = .venv/bin
+# Modules are compiled once for all processes, into .venv, whatever the environment says: torch and fastai take seconds each time.
+export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
+export PYTHONDONTWRITEBYTECODE =
 # Memory freed by one step is kept for the next, which spares page faults.
 MEMORY = MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 QUIET = PYTHONWARNINGS=ignore::FutureWarning $(MEMORY)
