@@ -4,8 +4,6 @@ replaces its rows in results/speed.csv.
 Milliseconds for a step on 128 images of CIFAR-10's size, the least of five rounds in turn, by fastai's loop from bytes to weights,
 on the device that fastai takes. Each way against the plain step: float32, weights as PyTorch lays them out.
 """
-import time
-
 import pandas as pd
 import torch
 from fastai.learner import Learner
@@ -13,7 +11,8 @@ from fastai.torch_core import default_device
 from fastcore.script import call_parse
 from torch.nn.functional import cross_entropy
 
-from influence_aug.augment.callbacks import Augment, with_crop
+from augment import in_turn
+from influence_aug.augment.callbacks import with_crop
 from influence_aug.augment.classifier import tensor_dls
 from influence_aug.augment.resnets import BFloat16, resnet, sgd
 from influence_aug.core.data import Images
@@ -43,12 +42,6 @@ def training(depth, *cbs, last=True, compiled=False):
     return fit
 
 
-def seconds(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter()-start
-
-
 @call_parse
 def main(results:str='results/speed.csv', # Where the rows go
          depth:int=20,                    # Of the network
@@ -63,8 +56,7 @@ def main(results:str='results/speed.csv', # Where the rows go
             'channels last, bfloat16': training(depth, BFloat16()), 'channels last, a mirror of half and a crop of all': training(depth, *crop()),
             'channels last, bfloat16, a mirror of half and a crop of all': training(depth, BFloat16(), *crop())}
     if compiled: ways['channels last, bfloat16, compiled'] = training(depth, BFloat16(), compiled=True)
-    for f in ways.values(): f()
-    least = dict(zip(ways, (min(o) for o in zip(*([seconds(f) for f in ways.values()] for _ in range(5))))))
+    least = dict(zip(ways, in_turn(*ways.values())))
     peers = {k: 'channels last, bfloat16' if 'bfloat16, a' in k else 'channels last' if ', a mirror' in k else 'plain' for k in ways if k != 'plain'}
     command = f'python benchmarks/resnets.py --depth {depth} --threads {threads}'+' --compiled'*compiled
     machine = torch.cuda.get_device_name() if default_device().type == 'cuda' else f'{threads} CPU thread'+'s'*(threads > 1)

@@ -1655,8 +1655,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'influence_aug/studies/cifar10.py'),
                                                'influence_aug.studies.cifar10._run': ( 'studies/cifar10.html#_run',
                                                                                        'influence_aug/studies/cifar10.py'),
-                                               'influence_aug.studies.cifar10._table2': ( 'studies/cifar10.html#_table2',
-                                                                                          'influence_aug/studies/cifar10.py'),
                                                'influence_aug.studies.cifar10._trainer': ( 'studies/cifar10.html#_trainer',
                                                                                            'influence_aug/studies/cifar10.py'),
                                                'influence_aug.studies.cifar10.train_on_cifar10': ( 'studies/cifar10.html#train_on_cifar10',

@@ -12,7 +12,6 @@ from torchvision.transforms import v2
 from ..core.data import *
 from ..core.datasets import *
 from ..augment.augmenter import *
-from ..augment.callbacks import *
 from ..augment.classifier import *
 from ..augment.policies import *
 from ..augment.resnets import *
@@ -86,11 +85,6 @@ def _recipes():
     ways = [dict(), dict(lr=.3)|best, dict(lr=.1)|best] + [dict(bs=64, steps=2000, lr=lr)|best for lr in (.05,.1,.3)]
     return [dict(method='crop', seed=0, bf16=True) | o for o in ways]
 
-# %% ../../nbs/studies/57_cifar10.ipynb #5901665d
-def _table2():
-    "Every method at 10%, on three labelled sets."
-    return [dict(method=k, seed=s, bf16=True) for s in range(3) for k in CIFAR10_METHODS]
-
 # %% ../../nbs/studies/57_cifar10.ipynb #59435195
 _KEY = 'method','frac','scale','seed','steps','bs','lr','wd','schedule','bf16'
-CIFAR10 = Study('cifar10', train_on_cifar10, _KEY, 'results/cifar10.csv', lambda: _recipes())
+CIFAR10 = Study('cifar10', train_on_cifar10, _KEY, 'results/cifar10.csv', _recipes)
