@@ -49,9 +49,6 @@ CIFAR10_METHODS = {k: METHODS[k] for k in _FROM_MNIST} | {
     'autoaugment': fixed_policy(lambda G: autoaugment('cifar10')),
 }
 
-# %% ../../nbs/studies/57_cifar10.ipynb #ac9cd98d
-def _mirror(x): return x.flip(3)
-
 # %% ../../nbs/studies/57_cifar10.ipynb #d2192db1
 def train_on_cifar10(
     method:str='crop',  # none, crop, heuristic, randaugment, trivialaugment, autoaugment, random_tau, paper, maxup, …
@@ -75,7 +72,7 @@ def train_on_cifar10(
 # %% ../../nbs/studies/57_cifar10.ipynb #c3416b3f
 def _run(method, splits, seed, steps, e_steps, train):
     G = load_generator('cifar10')
-    figures = run_method(method, splits, G, seed, steps, e_steps, CIFAR10_METHODS, train, also=(_mirror,))[2]
+    figures = run_method(method, splits, G, seed, steps, e_steps, CIFAR10_METHODS, train, also=(mirror,))[2]
     return figures | dict(steps=steps)
 
 # %% ../../nbs/studies/57_cifar10.ipynb #d450a364

@@ -31,7 +31,7 @@ from .shifts import *
 # %% ../../nbs/studies/51_shift.ipynb #f2c4a245
 PROTOCOL = {
     'mnist':   dict(labelled=600, steps=600, also=(), padding_mode='zeros'),
-    'cifar10': dict(labelled=4000, steps=1000, also=(lambda x: x.flip(3),), padding_mode='border'),
+    'cifar10': dict(labelled=4000, steps=1000, also=(mirror,), padding_mode='border'),
 }
 
 # %% ../../nbs/studies/51_shift.ipynb #1bc9a918

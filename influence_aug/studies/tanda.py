@@ -44,8 +44,9 @@ def _told(against_random, shares):
                 most=most[0], share=most[1], least=least[0], least_share=least[1])
 
 # %% ../../nbs/studies/44a_tanda.ipynb #14cfd6a1
-def _grid():
-    return [dict(kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in (3e-4,1e-3,3e-3) for w in (3e-5,3e-4)]
+def _grid(dataset, weights):
+    "Both kinds at three learning rates and the given weights λ."
+    return [dict(dataset=dataset, kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in (3e-4,1e-3,3e-3) for w in weights]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #9c3d1092
 _CHOSEN = dict(tanda_mf=dict(kind='mean_field', lr=3e-4), tanda_lstm=dict(kind='lstm', lr=3e-3))
@@ -58,4 +59,4 @@ def _epochs():
 
 # %% ../../nbs/studies/44a_tanda.ipynb #0802aa73
 TANDA = Study('tanda', learn_sequences, ('dataset','kind','lr','disc_lr','mse_weight','steps','seed'),
-              'results/tanda.csv', lambda: _grid()+_epochs())
+              'results/tanda.csv', lambda: _grid('mnist', (3e-5,3e-4))+_epochs()+_grid('cifar10', (3e-4,)))
