@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from augment import in_turn
 from influence_aug.augment.callbacks import with_crop
 from influence_aug.augment.classifier import tensor_dls
+from influence_aug.augment.policies import mirror
 from influence_aug.augment.resnets import BFloat16, resnet, sgd
 from influence_aug.core.data import Images
 from influence_aug.core.display import Quiet
@@ -22,12 +23,9 @@ from influence_aug.studies.results import append_rows
 BS, STEPS = 128, 10
 
 
-def pictures(n):
-    "Noise: a step takes as long."
-    return Images(torch.randint(256, (n, 3, 32, 32)).byte(), torch.arange(n) % 10, tuple('abcdefghij'), torch.arange(n))
-
-
-def mirror(x): return x.flip(3)
+def pictures(n, first=0):
+    "Noise: a step takes as long. Ids from `first` on."
+    return Images(torch.randint(256, (n, 3, 32, 32)).byte(), torch.arange(n) % 10, tuple('abcdefghij'), first+torch.arange(n))
 
 
 def training(depth, *cbs, last=True, compiled=False):

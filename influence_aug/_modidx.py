@@ -1651,6 +1651,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'influence_aug/studies/cifar10.py'),
                                                'influence_aug.studies.cifar10._colour': ( 'studies/cifar10.html#_colour',
                                                                                           'influence_aug/studies/cifar10.py'),
+                                               'influence_aug.studies.cifar10._paper_rows': ( 'studies/cifar10.html#_paper_rows',
+                                                                                              'influence_aug/studies/cifar10.py'),
                                                'influence_aug.studies.cifar10._recipes': ( 'studies/cifar10.html#_recipes',
                                                                                            'influence_aug/studies/cifar10.py'),
                                                'influence_aug.studies.cifar10._run': ( 'studies/cifar10.html#_run',
