@@ -12,7 +12,7 @@ QUIET = PYTHONWARNINGS=ignore::FutureWarning $(MEMORY)
 .PHONY: help demo test lab docs serve notebooks readme clean
 
 help:
-	@echo "make demo       learn to augment 600 digits, print a table, draw demo.png (minutes)"
+	@echo "make demo       a camera that hangs at an angle: what should training look like? A table and demo.png (minutes)"
 	@echo "make test       exported modules, notebooks and tests"
 	@echo "make lab        the notebooks in JupyterLab"
 	@echo "make docs       the site, in _docs"
@@ -26,7 +26,7 @@ help:
 	@$(PYTHON) tools/install.py dev
 
 demo: .venv/.demo
-	@echo "The whole method on 600 labelled digits: four classifiers and an estimator, a few minutes."
+	@echo "Upright digits with labels, a camera that hangs at an angle, forty labels from it. What should training look like? Minutes."
 	@$(QUIET) $(BIN)/ia-demo
 
 test: .venv/.dev

@@ -294,13 +294,24 @@ CONTENTS = """(() => { const links = [...document.querySelectorAll('#TOC a, #qua
     return out })()"""
 
 
-def test_pages_in_a_browser(browser, below):
-    "Pictures, formulas, contents; below the top of a server."
+@pytest.fixture(scope='module')
+def harm():
+    "A function of a page in a browser: what axe calls serious or critical there (WCAG), with one element for each."
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason='the accessibility tests need axe-playwright-python')
+    def found(window):
+        wrong = axe.Axe().run(window, options=dict(resultTypes=['violations'])).response['violations']
+        return [f"{o['id']}: {len(o['nodes'])}, such as {o['nodes'][0]['html'][:120]}" for o in wrong if o['impact'] in ('serious', 'critical')]
+    return found
+
+
+def test_pages_in_a_browser(browser, below, harm):
+    "Pictures, formulas, contents, accessibility; below the top of a server."
     found = {}
     for name,window,wrong in visited(browser, below, PAGES, color_scheme='light', viewport={'width': 1280, 'height': 900}):
         formulas = window.locator('span.math').count(), window.locator('span.math .katex').count(), window.locator('.katex-error').count()
         found[name] = wrong + window.evaluate(UNLOADED) + [formulas]*(formulas != (formulas[0], formulas[0], 0)) + window.evaluate(CONTENTS)
         if not window.evaluate("(a => { const r = a.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight })(document.querySelector('#quarto-sidebar a.active'))"): found[name].append('sidebar')
+        found[name] += harm(window)
         shot(window, name, 'light')
     assert {name: w for name,w in found.items() if w} == {}
 
@@ -320,16 +331,26 @@ TABLES = """[...document.querySelectorAll('main table')].map(t => {
     return {wrong: [...(box && box.clientWidth <= 390 ? [] : ['does not scroll']), ...torn], scrolls: !!box && box.scrollWidth > box.clientWidth + 1} })"""
 
 
-def test_pages_on_a_phone_at_night(browser, address):
-    "Nothing wider than the phone, nothing pale but the cards of figures; tables scroll, their cells stay on one line."
+def test_pages_on_a_phone_at_night(browser, address, harm):
+    "Nothing wider than the phone, nothing pale but the cards of figures; tables scroll, their cells stay on one line; accessibility."
     found,scrolling = {},0
     for name,window,wrong in visited(browser, address, PAGES, color_scheme='dark', viewport={'width': 390, 'height': 844}):
         tables = window.evaluate(TABLES)
         scrolling += sum(t['scrolls'] for t in tables)
         found[name] = wrong + window.evaluate(PALE) + window.evaluate(CARDS) + [o for t in tables for o in t['wrong']]
         if window.evaluate('document.documentElement.scrollWidth') > 390: found[name].append('wide')
+        found[name] += harm(window)
         shot(window, name, 'narrow')
     assert {name: w for name,w in found.items() if w} == {} and scrolling
+
+
+@pytest.mark.parametrize('word, page', [('aug_find', 'augment/find.html'), ('maxup', 'augment/callbacks.html'), ('shift', 'studies/shift.html')])
+def test_search_finds_what_people_look_for(browser, below, word, page):
+    for _,window,wrong in visited(browser, below, ['index.html']):
+        window.keyboard.press('/')
+        window.keyboard.type(word, delay=20)
+        window.locator(f'a[href*="{page}"]:visible').last.wait_for(timeout=5000)
+        assert not wrong
 
 
 @pytest.mark.parametrize('start', ['index.html', 'studies/toy.html'])

@@ -56,7 +56,7 @@ def _told(trial):
 # %% ../../nbs/augment/30_adapt.ipynb #bbb75870
 def train_trial(
     splits,             # `Splits` whose validation is the target's
-    policy,             # For half of the training images
+    policy,             # For half of the training images, or None
     also=(),            # Further policies, each for half of the images
     share=0.,           # Share of target images in a batch
     target_policy=None, # Theirs, one of TARGET_POLICIES
@@ -67,7 +67,7 @@ def train_trial(
 ) -> Trial:
     "Train F with `policy`, and with target images where they have a share."
     padding = splits.source.crop_padding
-    cbs = with_crop(policy, *also, padding=padding)
+    cbs = with_crop(*([] if policy is None else [policy]), *also, padding=padding)
     if share: cbs.append(AddTarget(data or splits.tune, share, TARGET_POLICIES[target_policy](padding, padding_mode)))
     learn = train(splits, [*cbs, Quiet()], **kwargs)
     settings = dict(policy=policy, share=share, target_policy=target_policy)

@@ -7,7 +7,7 @@ __all__ = ['STUDIES', 'ia_run', 'ia_sweep', 'ia_mnist', 'ia_estimator', 'ia_gene
 
 # %% ../../nbs/studies/90_commands.ipynb #6f9e7e7f
 import argparse, sys
-from .cifar10 import CIFAR10, CIFAR10_PAPER
+from .cifar10 import *
 from .find import FIND, PHOTO_PREDICTION, PHOTO_RETRAINING
 from .mnist import MNIST
 from .objectives import OBJECTIVE_STUDY
@@ -27,7 +27,8 @@ from .training_checks import TRAINING_CHECKS
 # %% ../../nbs/studies/90_commands.ipynb #bdd05dbe
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
                                GENERATOR, RANGES, SHIFT, THROUGH_RANKING, SMOOTHNESS, LEARNED,
-                               TRAINING_CHECKS, FIND, PHOTO_PREDICTION, PHOTO_RETRAINING, TANDA, CIFAR10, CIFAR10_PAPER)}
+                               TRAINING_CHECKS, FIND, PHOTO_PREDICTION, PHOTO_RETRAINING, TANDA, CIFAR10,
+                               CIFAR10_PAPER)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):

@@ -42,7 +42,8 @@ def _judge_of_photographs(splits, **kw):
     return train_classifier(splits, with_crop(*seen, padding=splits.source.crop_padding), **how | kw)
 
 # %% ../../nbs/studies/47_quality.ipynb #3e3407c3
-JUDGES = {1: dict(train=_judge_of_grey, n=12_000, steps=1500), 3: dict(train=_judge_of_photographs, n=40_000, steps=3000)}
+JUDGES = {1: dict(train=_judge_of_grey, n=12_000, steps=1500),
+          3: dict(train=_judge_of_photographs, n=40_000, steps=3000)}
 
 # %% ../../nbs/studies/47_quality.ipynb #cff27401
 def train_judge(

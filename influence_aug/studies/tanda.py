@@ -46,7 +46,8 @@ def _told(against_random, shares):
 # %% ../../nbs/studies/44a_tanda.ipynb #14cfd6a1
 def _grid(dataset, weights):
     "Both kinds at three learning rates and the given weights λ."
-    return [dict(dataset=dataset, kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in (3e-4,1e-3,3e-3) for w in weights]
+    lrs = 3e-4,1e-3,3e-3
+    return [dict(dataset=dataset, kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in lrs for w in weights]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #9c3d1092
 _CHOSEN = dict(tanda_mf=dict(kind='mean_field', lr=3e-4), tanda_lstm=dict(kind='lstm', lr=3e-3))
