@@ -33,6 +33,11 @@ def test_build_is_clean(built):
     assert not re.search('deprecat|is absent from|WARNING ', said), said
 
 
+def test_twine_finds_nothing_wrong(built):
+    out = subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *built[1].iterdir()], capture_output=True, text=True)
+    assert out.returncode == 0 and out.stdout.count('PASSED') == 2, out.stdout+out.stderr
+
+
 def test_wheel_holds_code_digits_and_generators_only(wheel):
     names = [n for n in ZipFile(wheel).namelist() if '.dist-info/' not in n]
     assert all(re.fullmatch(r'influence_aug/((core/|influence/|augment/|studies/)?\w+\.py|mnist_sample\.npz|(generators|sequences)/\w+\.safetensors)', n) for n in names), names
