@@ -1779,6 +1779,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'influence_aug/studies/mnist.py'),
                                              'influence_aug.studies.mnist._three_times': ( 'studies/mnist.html#_three_times',
                                                                                            'influence_aug/studies/mnist.py'),
+                                             'influence_aug.studies.mnist._two_more_sets': ( 'studies/mnist.html#_two_more_sets',
+                                                                                             'influence_aug/studies/mnist.py'),
                                              'influence_aug.studies.mnist.mnist_splits': ( 'studies/mnist.html#mnist_splits',
                                                                                            'influence_aug/studies/mnist.py'),
                                              'influence_aug.studies.mnist.train_on_mnist': ( 'studies/mnist.html#train_on_mnist',

@@ -88,9 +88,17 @@ def _ten_percent():
     first = [k for k in METHODS if k not in (*_ASIDE, *_LEARNED)]
     return [dict(method=k, frac=.1, steps=3600, seed=s) for o in (first, _LEARNED) for s in range(3) for k in o]
 
+# %% ../../nbs/studies/44_mnist.ipynb #8fbd4ce8
+_BEST = 'crop','affine','affine_elastic','random_tau','maxup_affine_elastic','maxup'
+
+# %% ../../nbs/studies/44_mnist.ipynb #5add3b1a
+def _two_more_sets():
+    "A crop, and the five best rows of `_ten_percent`, on two more labelled sets."
+    return [dict(method=k, frac=.1, steps=3600, seed=s) for s in (3,4) for k in _BEST]
+
 # %% ../../nbs/studies/44_mnist.ipynb #5f1cb8c9
 MNIST = Study('mnist', train_on_mnist, ('method','frac','scale','seed','steps'), 'results/mnist.csv',
-              lambda: _one_percent()+_lengths()+_three_times()+_ten_percent())
+              lambda: _one_percent()+_lengths()+_three_times()+_two_more_sets()+_ten_percent())
 
 
 # %% ../../nbs/studies/44_mnist.ipynb #95906c8f
