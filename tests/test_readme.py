@@ -37,7 +37,7 @@ def test_the_commands_exist():
 SMALLER = {'Resize(224)': 'Resize(32)', 'fine_tune(3)': 'fine_tune(1)', 'cbs=Augment(found.policy, 1.)': 'cbs=[Augment(o, 1.) for o in [found.policy] if o]'}
 
 
-def photo_folder(path, n=12):
+def photo_folder(path, n=8):
     "Noise, bright or dark: two classes of colour pictures."
     rng = np.random.default_rng(0)
     for name, level in (('day', 150), ('night', 20)):

@@ -1,4 +1,5 @@
-"""The site: built as `make docs` builds it, read as HTML, then in a browser. `SHOTS=1` before the command leaves a screenshot of every page in _shots."""
+"""The site: built as `make docs` builds it, read as HTML, then in a browser. `SHOTS=1` before the command leaves a screenshot of every page in _shots,
+and lets axe look at every page, which takes minutes."""
 import ast
 import html
 import importlib.util
@@ -33,6 +34,7 @@ def page_of(nb): return (nb.parent/re.sub(r'^\d+[a-z]?_', '', nb.stem)).as_posix
 
 
 PAGES = [page_of(nb) for nb in NOTEBOOKS]
+FIRST = {'index.html', 'quickstart.html', *{page.rpartition('/')[0]: page for page in PAGES}.values()}  # And one page a group
 
 
 class Page(HTMLParser):
@@ -305,13 +307,13 @@ def harm():
 
 
 def test_pages_in_a_browser(browser, below, harm):
-    "Pictures, formulas, contents, accessibility; below the top of a server."
+    "Pictures, formulas, contents; below the top of a server. Accessibility of a page a group, of all for SHOTS=1."
     found = {}
     for name,window,wrong in visited(browser, below, PAGES, color_scheme='light', viewport={'width': 1280, 'height': 900}):
         formulas = window.locator('span.math').count(), window.locator('span.math .katex').count(), window.locator('.katex-error').count()
         found[name] = wrong + window.evaluate(UNLOADED) + [formulas]*(formulas != (formulas[0], formulas[0], 0)) + window.evaluate(CONTENTS)
         if not window.evaluate("(a => { const r = a.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight })(document.querySelector('#quarto-sidebar a.active'))"): found[name].append('sidebar')
-        found[name] += harm(window)
+        if name in FIRST or os.environ.get('SHOTS'): found[name] += harm(window)
         shot(window, name, 'light')
     assert {name: w for name,w in found.items() if w} == {}
 
@@ -333,13 +335,13 @@ TABLES = """[...document.querySelectorAll('main table')].map(t => {
 
 def test_pages_on_a_phone_at_night(browser, address, harm):
     "Nothing wider than the phone, nothing pale but the cards of figures; tables scroll, their cells stay on one line; accessibility, of a page a group."
-    found,scrolling,first = {},0,{page.rpartition('/')[0]: page for page in PAGES}.values()
+    found,scrolling = {},0
     for name,window,wrong in visited(browser, address, PAGES, color_scheme='dark', viewport={'width': 390, 'height': 844}):
         tables = window.evaluate(TABLES)
         scrolling += sum(t['scrolls'] for t in tables)
         found[name] = wrong + window.evaluate(PALE) + window.evaluate(CARDS) + [o for t in tables for o in t['wrong']]
         if window.evaluate('document.documentElement.scrollWidth') > 390: found[name].append('wide')
-        if name in first: found[name] += harm(window)
+        if name in FIRST or os.environ.get('SHOTS'): found[name] += harm(window)
         shot(window, name, 'narrow')
     assert {name: w for name,w in found.items() if w} == {} and scrolling
 
