@@ -5,6 +5,7 @@ on the processor beside it.  4. `rows`: Table 2 at the paper's scale, one row a 
 is not begun again; what it printed is in OUT/PART.log. Rows and figures go to OUT, by default results/: `--only rows` does one part alone.
 """
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,8 +79,11 @@ def run_part(part, out, processes, deadline):
     if left < 5: return False
     print(f'{part}: at most {left:.0f} s', flush=True)
     with open(out/f'{part}.log', 'a') as log:
-        try: code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=left, env=os.environ | dict(PYTHONPATH=path)).returncode
-        except subprocess.TimeoutExpired: code = 'no time left'
+        run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | dict(PYTHONPATH=path), start_new_session=True)
+        try: code = run.wait(left)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)  # Its workers too
+            code = 'no time left'
     print('\n'.join((out/f'{part}.log').read_text().splitlines()[-12:]), f'\n{part}: {code or "finished"}, {time.time()-start:.0f} s', flush=True)
     if not code: done.open('a').write(f'{part}\n')
     return not code

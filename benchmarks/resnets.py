@@ -4,6 +4,8 @@ replaces its rows in results/speed.csv.
 Milliseconds for a step on 128 images of CIFAR-10's size, the least of five rounds in turn, by fastai's loop from bytes to weights,
 on the device that fastai takes. Each way against the plain step: float32, weights as PyTorch lays them out.
 """
+from pathlib import Path
+
 import pandas as pd
 import torch
 from fastai.learner import Learner
@@ -60,7 +62,8 @@ def main(results:str='results/speed.csv', # Where the rows go
     machine = torch.cuda.get_device_name() if default_device().type == 'cuda' else f'{threads} CPU thread'+'s'*(threads > 1)
     rows = [dict(what=f'a training step of ResNet-{depth}: {k}', ours=round(1e3*least[k]/STEPS, 3), peer=round(1e3*least[p]/STEPS, 3),
                  ratio=round(least[k]/least[p], 3), unit='ms', n=BS, peer_name=f'a step, {p}') for k, p in peers.items()]
-    old = pd.read_csv(results)
-    if old.command.eq(command).any(): old[~old.command.eq(command)].to_csv(results, index=False)
+    if Path(results).exists():
+        old = pd.read_csv(results)
+        if old.command.eq(command).any(): old[~old.command.eq(command)].to_csv(results, index=False)
     append_rows(results, [o | dict(machine=machine, command=command) for o in rows])
     print(pd.DataFrame(rows).drop(columns='n').to_string(index=False))

@@ -1687,8 +1687,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'influence_aug/studies/demo.py'),
                                             'influence_aug.studies.demo._tell': ( 'studies/demo.html#_tell',
                                                                                   'influence_aug/studies/demo.py'),
-                                            'influence_aug.studies.demo._teller': ( 'studies/demo.html#_teller',
-                                                                                    'influence_aug/studies/demo.py'),
                                             'influence_aug.studies.demo._tilted': ( 'studies/demo.html#_tilted',
                                                                                     'influence_aug/studies/demo.py'),
                                             'influence_aug.studies.demo._ways': ( 'studies/demo.html#_ways',

@@ -5,31 +5,32 @@
 # %% auto #0
 __all__ = ['demo']
 
-# %% ../../nbs/studies/58_demo.ipynb #229b5c24
-import os, pandas as pd, sys, torch
+# %% ../../nbs/studies/58_demo.ipynb #92f106ea
+import pandas as pd, sys, torch
 from contextlib import redirect_stdout
 from fastcore.script import call_parse
 from io import StringIO
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from pathlib import Path
-from scipy import stats
 from ..core.data import *
 from ..core.datasets import *
 from ..augment.adapt import *
 from ..augment.augmenter import *
 
 
-# %% ../../nbs/studies/58_demo.ipynb #cf942776
+# %% ../../nbs/studies/58_demo.ipynb #03a32fbf
 from ..augment.adapt import named_for, refitted, search_joint, search_learned, train_trial
+from ..augment.classifier import *
 from ..augment.policies import *
 from ..core.data import per_class
 from ..core.randomness import own_randomness
+from .results import _half_width
 from .shifts import *
 
-# %% ../../nbs/studies/58_demo.ipynb #8f60870e
+# %% ../../nbs/studies/58_demo.ipynb #bf706362
 def _tilted(data, seed): return shifted(data, MNIST_SHIFTS['rotate'], seed)
 
-# %% ../../nbs/studies/58_demo.ipynb #a8cb28dd
+# %% ../../nbs/studies/58_demo.ipynb #1436419f
 def tilted_splits(
     seed=0,                # Draws the labelled digits of both
     sample:Source=None,    # By default the package's digits
@@ -39,14 +40,16 @@ def tilted_splits(
     few = _tilted(sample.valid[per_class(sample.valid.y, 4, seed)], 1)
     return draw_splits(Source(sample.pool, few, _tilted(sample.test, 2), crop_padding=2), n=600, seed=seed)
 
-# %% ../../nbs/studies/58_demo.ipynb #a414f1ae
+# %% ../../nbs/studies/58_demo.ipynb #d7ec50ef
 _TOLD,_ADDED = ('crop','random τ','labels added','learned'),dict(shares=(.25,))
 
-# %% ../../nbs/studies/58_demo.ipynb #8698f5f1
-def _ways(splits, named, tell, e_steps, **how):
-    "Name → `Trial`, and the augmenter that was learned; `tell(name, trial)` is called after each."
-    trials,random = {},random_tau(named)
-    def keep(name, trial): trials[name] = tell(name, trial)
+# %% ../../nbs/studies/58_demo.ipynb #3fffd246
+def _ways(splits, named, e_steps, seed, **how):
+    "Name → `Trial`, with a line about each, and the augmenter that was learned."
+    trials,random,how = {},random_tau(named),dict(seed=seed, **how)
+    def keep(name, trial):
+        print(f'set {seed}: {name}, loss {trial.loss:.3f} on the watching half', file=sys.__stdout__, flush=True)
+        trials[name] = trial
     keep('crop', train_trial(splits, None, **how))
     keep('random τ', train_trial(splits, random, **how))
     keep('labels added', search_joint(splits, [random], **_ADDED, **how))
@@ -55,46 +58,35 @@ def _ways(splits, named, tell, e_steps, **how):
     keep('learned, labels added', search_joint(splits, [augmenter], **_ADDED, **how))
     return trials,augmenter
 
-# %% ../../nbs/studies/58_demo.ipynb #9cc7f7a9
-@torch.no_grad()
+# %% ../../nbs/studies/58_demo.ipynb #cb843970
 def _read(learn, data):
     "Which of `data` are read correctly, (n,)."
-    model,device = learn.model.eval(),learn.dls.device
-    return torch.cat([model(x.to(device).float()/255).argmax(1).cpu() for x in data.x.split(500)])==data.y
+    scores,y = learn.get_preds(dl=TensorDL(data, 500, device=learn.dls.device))
+    return scores.argmax(1)==y
 
-# %% ../../nbs/studies/58_demo.ipynb #5a15551f
-def _teller(seed):
-    "A function that says how a trial of one set went, and returns it; what else is printed is not shown."
-    def tell(name, trial):
-        print(f'set {seed}: {name}, loss {trial.loss:.3f} on the watching half', file=sys.__stdout__, flush=True)
-        return trial
-    return tell
-
-# %% ../../nbs/studies/58_demo.ipynb #953af371
+# %% ../../nbs/studies/58_demo.ipynb #975dadfa
 def _one_set(seed, steps, e_steps, threads, sample=None):
     "Train in all ways on one labelled set: (which test digits each reads, what was found)."
     torch.set_num_threads(threads); torch.set_flush_denormal(True)
     splits,how = tilted_splits(seed, sample),dict(seed=seed, steps=steps)
     with redirect_stdout(StringIO()):
-        trials,augmenter = _ways(splits, named_for(splits.labelled.x), _teller(seed), e_steps, **how)
+        trials,augmenter = _ways(splits, named_for(splits.labelled.x), e_steps, **how)
         decision = decide({k: t.losses for k,t in trials.items()}, baseline='crop')
         final = {k: refitted(splits, trials[k], **how) for k in {*_TOLD, decision.choice}}
-    read = {k: _read(final[k].learn, splits.test) for k in _TOLD}
-    read['decision'] = _read(final[decision.choice].learn, splits.test)
+        read = {k: _read(final[k].learn, splits.test) for k in _TOLD}
+        read['decision'] = _read(final[decision.choice].learn, splits.test)
     return read,Adaptation(None, decision, augmenter.cpu(), {}, splits)
 
-# %% ../../nbs/studies/58_demo.ipynb #f426997f
+# %% ../../nbs/studies/58_demo.ipynb #e2fc3810
 def _table(reads):
     "A row for each way of training, from what each set's classifiers read."
-    both = {k: torch.cat([o[k] for o in reads]).double() for k in reads[0]}
-    percent = lambda o: {k: 100*v.double().mean().item() for k,v in o.items()}
-    table = pd.DataFrame({f'set {i}': percent(o) for i,o in enumerate(reads)})
-    apart = {k: 100*(v-both['labels added']) for k,v in both.items()}
-    half = {k: stats.t.ppf(.975, len(v)-1)*v.std().item()/len(v)**.5 for k,v in apart.items()}
-    told = {'minus labels added': {k: v.mean().item() for k,v in apart.items()}, '±': half}
-    return table.assign(mean=table.mean(axis=1), **{k: pd.Series(v) for k,v in told.items()})
+    sets = [100*pd.DataFrame({k: v.numpy() for k,v in o.items()}).astype(float) for o in reads]  # Digits × ways
+    every = pd.concat(sets, ignore_index=True)
+    apart = every.sub(every['labels added'], axis=0)
+    means = {f'set {i}': o.mean() for i,o in enumerate(sets)} | {'mean': every.mean()}
+    return pd.DataFrame(means | {'minus labels added': apart.mean(), '±': _half_width(apart)})
 
-# %% ../../nbs/studies/58_demo.ipynb #ea497405
+# %% ../../nbs/studies/58_demo.ipynb #3d2928d2
 def _said(table):
     "What the table shows, in a sentence."
     apart,half = table.loc['learned',['minus labels added','±']]
@@ -103,7 +95,7 @@ def _said(table):
     told = f'{abs(apart):.1f} ± {half:.1f} points {better}'
     return f'What was learned is {told} than adding the same labels, on these sets.'
 
-# %% ../../nbs/studies/58_demo.ipynb #54a9e077
+# %% ../../nbs/studies/58_demo.ipynb #94846c81
 def _tell(table, found):
     "Print the table, what was learned on each set, and what that shows."
     print(f'\nTest accuracy, %\n{table.round(2).to_string()}\n')
@@ -111,7 +103,7 @@ def _tell(table, found):
         print(f'set {s}: {o.augmenter.tell()} The decision: {o.decision.choice}.')
     print(f'\n{_said(table)}')
 
-# %% ../../nbs/studies/58_demo.ipynb #d67695be
+# %% ../../nbs/studies/58_demo.ipynb #763a82c2
 @call_parse
 def demo(
     sets:int=2,       # Labelled sets, seeds 0, 1, …
@@ -122,14 +114,14 @@ def demo(
 ):
     "Learn from forty digits of a tilted camera what training should look like; compare with adding their labels."
     print('600 upright digits with labels, 40 tilted ones (20 steer, 20 watch), 2000 tilted test digits', flush=True)
-    n = min(sets, os.cpu_count() or 1)
+    n = min(sets, cpu_count())
     reads,found = zip(*Parallel(n_jobs=n)(delayed(_one_set)(s, steps, e_steps, threads) for s in range(sets)))
     with own_randomness(0):
         _tell(_table(reads), found)
         _save(found[0], Path(out))
     print(f'\nTraining digits, what was learned makes of them, and the camera: {out}')
 
-# %% ../../nbs/studies/58_demo.ipynb #c243ca7c
+# %% ../../nbs/studies/58_demo.ipynb #b689e469
 def _save(found, out):
     "The picture, and the augmenter beside it."
     found.show()[0].figure.savefig(out, dpi=150, bbox_inches='tight')
