@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['demo']
 
-# %% ../../nbs/studies/58_demo.ipynb #92f106ea
+# %% ../../nbs/studies/58_demo.ipynb #f022b4b5
 import pandas as pd, sys, torch
 from contextlib import redirect_stdout
 from fastcore.script import call_parse
@@ -18,7 +18,7 @@ from ..augment.adapt import *
 from ..augment.augmenter import *
 
 
-# %% ../../nbs/studies/58_demo.ipynb #03a32fbf
+# %% ../../nbs/studies/58_demo.ipynb #5e4c2529
 from ..augment.adapt import named_for, refitted, search_joint, search_learned, train_trial
 from ..augment.classifier import *
 from ..augment.policies import *
@@ -27,10 +27,10 @@ from ..core.randomness import own_randomness
 from .results import _half_width
 from .shifts import *
 
-# %% ../../nbs/studies/58_demo.ipynb #bf706362
+# %% ../../nbs/studies/58_demo.ipynb #f5da9d18
 def _tilted(data, seed): return shifted(data, MNIST_SHIFTS['rotate'], seed)
 
-# %% ../../nbs/studies/58_demo.ipynb #1436419f
+# %% ../../nbs/studies/58_demo.ipynb #de166b2d
 def tilted_splits(
     seed=0,                # Draws the labelled digits of both
     sample:Source=None,    # By default the package's digits
@@ -40,31 +40,30 @@ def tilted_splits(
     few = _tilted(sample.valid[per_class(sample.valid.y, 4, seed)], 1)
     return draw_splits(Source(sample.pool, few, _tilted(sample.test, 2), crop_padding=2), n=600, seed=seed)
 
-# %% ../../nbs/studies/58_demo.ipynb #d7ec50ef
+# %% ../../nbs/studies/58_demo.ipynb #b1a4f1c7
 _TOLD,_ADDED = ('crop','random τ','labels added','learned'),dict(shares=(.25,))
 
-# %% ../../nbs/studies/58_demo.ipynb #3fffd246
+# %% ../../nbs/studies/58_demo.ipynb #13f62d71
 def _ways(splits, named, e_steps, seed, **how):
     "Name → `Trial`, with a line about each, and the augmenter that was learned."
     trials,random,how = {},random_tau(named),dict(seed=seed, **how)
     def keep(name, trial):
         print(f'set {seed}: {name}, loss {trial.loss:.3f} on the watching half', file=sys.__stdout__, flush=True)
         trials[name] = trial
-    keep('crop', train_trial(splits, None, **how))
-    keep('random τ', train_trial(splits, random, **how))
+    for name,policy in {'crop': None, 'random τ': random}.items(): keep(name, train_trial(splits, policy, **how))
     keep('labels added', search_joint(splits, [random], **_ADDED, **how))
     trial,augmenter = search_learned(splits, trials['random τ'].learn.model, named, e_steps=e_steps, **how)
     keep('learned', trial)
     keep('learned, labels added', search_joint(splits, [augmenter], **_ADDED, **how))
     return trials,augmenter
 
-# %% ../../nbs/studies/58_demo.ipynb #cb843970
+# %% ../../nbs/studies/58_demo.ipynb #4f4fc01c
 def _read(learn, data):
     "Which of `data` are read correctly, (n,)."
     scores,y = learn.get_preds(dl=TensorDL(data, 500, device=learn.dls.device))
     return scores.argmax(1)==y
 
-# %% ../../nbs/studies/58_demo.ipynb #975dadfa
+# %% ../../nbs/studies/58_demo.ipynb #def01d28
 def _one_set(seed, steps, e_steps, threads, sample=None):
     "Train in all ways on one labelled set: (which test digits each reads, what was found)."
     torch.set_num_threads(threads); torch.set_flush_denormal(True)
@@ -77,7 +76,7 @@ def _one_set(seed, steps, e_steps, threads, sample=None):
         read['decision'] = _read(final[decision.choice].learn, splits.test)
     return read,Adaptation(None, decision, augmenter.cpu(), {}, splits)
 
-# %% ../../nbs/studies/58_demo.ipynb #e2fc3810
+# %% ../../nbs/studies/58_demo.ipynb #6ad9ef2c
 def _table(reads):
     "A row for each way of training, from what each set's classifiers read."
     sets = [100*pd.DataFrame({k: v.numpy() for k,v in o.items()}).astype(float) for o in reads]  # Digits × ways
@@ -86,7 +85,7 @@ def _table(reads):
     means = {f'set {i}': o.mean() for i,o in enumerate(sets)} | {'mean': every.mean()}
     return pd.DataFrame(means | {'minus labels added': apart.mean(), '±': _half_width(apart)})
 
-# %% ../../nbs/studies/58_demo.ipynb #3d2928d2
+# %% ../../nbs/studies/58_demo.ipynb #5f9c019a
 def _said(table):
     "What the table shows, in a sentence."
     apart,half = table.loc['learned',['minus labels added','±']]
@@ -95,7 +94,7 @@ def _said(table):
     told = f'{abs(apart):.1f} ± {half:.1f} points {better}'
     return f'What was learned is {told} than adding the same labels, on these sets.'
 
-# %% ../../nbs/studies/58_demo.ipynb #94846c81
+# %% ../../nbs/studies/58_demo.ipynb #71442afb
 def _tell(table, found):
     "Print the table, what was learned on each set, and what that shows."
     print(f'\nTest accuracy, %\n{table.round(2).to_string()}\n')
@@ -103,7 +102,7 @@ def _tell(table, found):
         print(f'set {s}: {o.augmenter.tell()} The decision: {o.decision.choice}.')
     print(f'\n{_said(table)}')
 
-# %% ../../nbs/studies/58_demo.ipynb #763a82c2
+# %% ../../nbs/studies/58_demo.ipynb #2c3983f4
 @call_parse
 def demo(
     sets:int=2,       # Labelled sets, seeds 0, 1, …
@@ -121,7 +120,7 @@ def demo(
         _save(found[0], Path(out))
     print(f'\nTraining digits, what was learned makes of them, and the camera: {out}')
 
-# %% ../../nbs/studies/58_demo.ipynb #b689e469
+# %% ../../nbs/studies/58_demo.ipynb #cf39f89e
 def _save(found, out):
     "The picture, and the augmenter beside it."
     found.show()[0].figure.savefig(out, dpi=150, bbox_inches='tight')
