@@ -1777,6 +1777,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'influence_aug/studies/mnist.py'),
                                              'influence_aug.studies.mnist._three_times': ( 'studies/mnist.html#_three_times',
                                                                                            'influence_aug/studies/mnist.py'),
+                                             'influence_aug.studies.mnist._three_times_at_ten': ( 'studies/mnist.html#_three_times_at_ten',
+                                                                                                  'influence_aug/studies/mnist.py'),
                                              'influence_aug.studies.mnist._two_more_sets': ( 'studies/mnist.html#_two_more_sets',
                                                                                              'influence_aug/studies/mnist.py'),
                                              'influence_aug.studies.mnist.mnist_splits': ( 'studies/mnist.html#mnist_splits',

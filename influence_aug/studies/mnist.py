@@ -96,9 +96,16 @@ def _two_more_sets():
     "A crop, and the five best rows of `_ten_percent`, on two more labelled sets."
     return [dict(method=k, frac=.1, steps=3600, seed=s) for s in (3,4) for k in _BEST]
 
+# %% ../../nbs/studies/44_mnist.ipynb #51c11d67
+def _three_times_at_ten():
+    "Affine and elastic maps, alone and in MaxUp, at 10% for three times its steps."
+    names = 'affine_elastic','maxup_affine_elastic'
+    return [dict(method=k, frac=.1, steps=10800, seed=s) for s in range(3) for k in names]
+
 # %% ../../nbs/studies/44_mnist.ipynb #5f1cb8c9
 MNIST = Study('mnist', train_on_mnist, ('method','frac','scale','seed','steps'), 'results/mnist.csv',
-              lambda: _one_percent()+_lengths()+_three_times()+_two_more_sets()+_ten_percent())
+              lambda: (_one_percent()+_lengths()+_three_times()+_two_more_sets()+_ten_percent()
+                       +_three_times_at_ten()))
 
 
 # %% ../../nbs/studies/44_mnist.ipynb #95906c8f
