@@ -12,6 +12,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core.batches import *
 from ..influence.ranking import *
+from .callbacks import *
 from .candidates import *
 from .learned_mixture import *
 
@@ -28,7 +29,7 @@ class FoundAugmentations:
     "What `aug_find` found."
     table:pd.DataFrame   # A candidate a row, best first: family, strength, predicted, low, high, verdict
     suggestion:str       # In words
-    policy:MixturePolicy # To train with, as Augment(policy, 1.); None where nothing is sure to help
+    policy:MixturePolicy # To train with, by `cbs`; None where nothing is sure to help
     valid:Batches        # The validation images that were asked
     asked:list           # Names of the candidates in the order they were given
     changes:pd.DataFrame=None # Predicted change of each validation image's loss by each candidate; through='head' only
@@ -136,6 +137,12 @@ def plot(self:FoundAugmentations,
     for ax,k in zip(axs.flat, best): _plot_family(ax, k, asked[asked.family==k], *_frame(asked))
     fig.supylabel('predicted change of validation loss', fontsize=9); fig.tight_layout()
     return axs
+
+# %% ../../nbs/augment/34_find.ipynb #7231669c
+@patch(as_prop=True)
+def cbs(self:FoundAugmentations)->list:
+    "Callbacks to train with: the suggestion for every image, or none where nothing is sure to help."
+    return [Augment(self.policy, 1.)] if self.policy else []
 
 # %% ../../nbs/augment/34_find.ipynb #ac39f7db
 @patch

@@ -29,7 +29,14 @@ CIFAR10_SCALES = dict(cpu=20, paper=56)
 SCHEDULES = dict(step_decay=step_decay, one_cycle=one_cycle)
 
 # %% ../../nbs/studies/57_cifar10.ipynb #3fd5e1d3
-def _trainer(depth, bs=128, lr=.1, wd=1e-4, schedule='step_decay', bf16=False):
+def residual_trainer(
+    depth,    # Layers, as for `resnet`
+    bs=128,   # Images in a batch
+    lr=.1,    # The highest learning rate
+    wd=1e-4,  # Weight decay
+    schedule='step_decay', # One of SCHEDULES
+    bf16=False, # Train in bfloat16
+):
     "How F is trained: `train(splits, cbs, **kwargs)` with a residual network and a recipe, channels last."
     def net(channels, n_classes): return resnet(channels, n_classes, depth).to(memory_format=torch.channels_last)
     how = dict(make_model=net, bs=bs, lr=lr, wd=wd, opt_func=sgd(), fit=SCHEDULES[schedule])
@@ -67,7 +74,7 @@ def train_on_cifar10(
     check_name('method', method, CIFAR10_METHODS); check_name('schedule', schedule, SCHEDULES)
     depth = CIFAR10_SCALES[check_name('scale', scale, CIFAR10_SCALES)]
     splits = draw_splits(get_source('cifar10'), frac=frac, seed=seed)
-    return _run(method, splits, seed, steps, e_steps, _trainer(depth, bs, lr, wd, schedule, bf16))
+    return _run(method, splits, seed, steps, e_steps, residual_trainer(depth, bs, lr, wd, schedule, bf16))
 
 # %% ../../nbs/studies/57_cifar10.ipynb #c3416b3f
 def _run(method, splits, seed, steps, e_steps, train):

@@ -8,6 +8,7 @@ __all__ = ['STUDIES', 'ia_run', 'ia_sweep', 'ia_mnist', 'ia_estimator', 'ia_gene
 # %% ../../nbs/studies/90_commands.ipynb #6f9e7e7f
 import argparse, sys
 from .cifar10 import *
+from .cifar10_find import CIFAR10_PREDICTION, CIFAR10_RETRAINING
 from .find import FIND, PHOTO_PREDICTION, PHOTO_RETRAINING
 from .mnist import MNIST
 from .objectives import OBJECTIVE_STUDY
@@ -28,7 +29,7 @@ from .training_checks import TRAINING_CHECKS
 STUDIES = {o.name: o for o in (MNIST, OBJECTIVE_STUDY, SEARCH, TOY, TOY_FRESH, RETRAINING, RANKING, CORRELATIONS,
                                GENERATOR, RANGES, SHIFT, THROUGH_RANKING, SMOOTHNESS, LEARNED,
                                TRAINING_CHECKS, FIND, PHOTO_PREDICTION, PHOTO_RETRAINING, TANDA, CIFAR10,
-                               CIFAR10_PAPER)}
+                               CIFAR10_PAPER, CIFAR10_PREDICTION, CIFAR10_RETRAINING)}
 
 # %% ../../nbs/studies/90_commands.ipynb #31c924b8
 def _study_of(args, program):

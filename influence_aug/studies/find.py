@@ -63,12 +63,12 @@ PHOTO_CANDIDATES = ['rotate 15°','shift 10%','zoom 25%','shear 15°','crop to 5
 FIRST_SET_ONLY = {'shear 15°','brightness 50%','saturation 80%'}
 
 # %% ../../nbs/studies/56_find.ipynb #948d7015
-def _by_class(losses, data):
+def losses_by_class(losses, data):
     "Mean loss of each class, as text."
     return ' '.join(f'{losses[data.y==k].mean():.4f}' for k in range(len(data.vocab)))
 
 # %% ../../nbs/studies/56_find.ipynb #9550b27f
-def _transform(name): return flat_candidates(default_candidates(3, 32))[name][2]
+def default_candidate(name): return flat_candidates(default_candidates(3, 32))[name][2]
 
 # %% ../../nbs/studies/56_find.ipynb #5301dc1d
 def retrain_on_photographs(
@@ -77,10 +77,10 @@ def retrain_on_photographs(
 ):
     "Train with one candidate; returns the loss on the watching half, in all and by class."
     splits = TASKS['photographs'](seed)
-    cbs = [] if candidate=='none' else [Augment(_transform(candidate), .5)]
+    cbs = [] if candidate=='none' else [Augment(default_candidate(candidate), .5)]
     learn = train_classifier(splits, cbs, NETWORKS['photographs'], seed=1000*seed)
     losses = image_losses(learn, splits.holdout)
-    return dict(loss=round(losses.mean().item(), 5), classes=_by_class(losses, splits.holdout))
+    return dict(loss=round(losses.mean().item(), 5), classes=losses_by_class(losses, splits.holdout))
 
 # %% ../../nbs/studies/56_find.ipynb #12807b1a
 PHOTO_RETRAINING = Study('find_retraining', retrain_on_photographs, ('seed','candidate'), 'results/find_retrained.csv',
@@ -94,7 +94,7 @@ def predict_on_photographs(
     "Ask a classifier that has seen no augmentation; returns a row for each candidate."
     splits = TASKS['photographs'](seed)
     learn = train_classifier(splits, None, NETWORKS['photographs'], seed=1000*seed)
-    asked = {k: _transform(k) for k in PHOTO_CANDIDATES}
+    asked = {k: default_candidate(k) for k in PHOTO_CANDIDATES}
     ask = partial(learn.aug_find, asked, splits.labelled, splits.tune, show_plot=False, seed=seed)
     found,sure = ask(),ask(l2=1e-2).table.predicted
     by = found.per_class()
@@ -127,7 +127,7 @@ def _callbacks(task, method, splits, seed):
     if method in POLICIES: first = [Augment(POLICIES[method](splits), .5)]
     if 'suggestion' in method:
         found = suggestion_for(splits, seed, partial(train_classifier, make_model=NETWORKS[task]))
-        first,told = [Augment(found.policy, 1.)] if found.policy else [],found.suggestion
+        first,told = found.cbs,found.suggestion
     mirror = [Augment(v2.RandomHorizontalFlip(), 1.)] if task=='photographs' else []
     last = [*mirror, Augment(crop(splits.source.crop_padding), 1.)]
     return [MaxUp([*first, *last])] if 'maxup' in method else [*first, *last],told

@@ -80,8 +80,7 @@ def suggestion_for(
 def suggested(splits, G, also=(), e_steps=0, **kw):
     "The method that trains with what `aug_find` suggests to a classifier of the same splits, and a crop."
     found = suggestion_for(splits, **kw)
-    first = [Augment(found.policy, 1.)] if found.policy else []
-    return [*first, *_cropped(splits, *also)],None,dict(suggestion=found.suggestion)
+    return [*found.cbs, *_cropped(splits, *also)],None,dict(suggestion=found.suggestion)
 
 # %% ../../nbs/studies/41_methods.ipynb #373b1b9d
 def decided(splits, G, also=(), e_steps=150, **kw):
