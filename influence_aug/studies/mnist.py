@@ -89,11 +89,11 @@ def _ten_percent():
     return [dict(method=k, frac=.1, steps=3600, seed=s) for o in (first, _LEARNED) for s in range(3) for k in o]
 
 # %% ../../nbs/studies/44_mnist.ipynb #8fbd4ce8
-_BEST = 'crop','affine','affine_elastic','random_tau','maxup_affine_elastic','maxup'
+_BEST = 'crop','affine','affine_elastic','random_tau','maxup_affine_elastic','maxup','min_loss','max_loss'
 
 # %% ../../nbs/studies/44_mnist.ipynb #5add3b1a
 def _two_more_sets():
-    "A crop, and the five best rows of `_ten_percent`, on two more labelled sets."
+    "A crop, and the best rows of `_ten_percent`, on two more labelled sets."
     return [dict(method=k, frac=.1, steps=3600, seed=s) for s in (3,4) for k in _BEST]
 
 # %% ../../nbs/studies/44_mnist.ipynb #51c11d67
