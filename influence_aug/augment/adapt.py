@@ -214,7 +214,9 @@ def check_target(
     splits,   # `Splits`
     policies, # Name → policy
 ):
-    "Raise `ValueError` for fewer than five images in a half, images of another shape, or a name that is taken."
+    "Raise `TypeError` for no `Splits`, `ValueError` for few images, another shape, or a name that is taken."
+    if not isinstance(splits, Splits): raise TypeError(
+        f"splits is a {type(splits).__name__}: expected what draw_splits(source_from_folders(…)) returns.")
     n,shapes = len(splits.holdout),[tuple(o.x.shape[1:]) for o in (splits.labelled, splits.valid)]
     if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of them.")
     if shapes[0]!=shapes[1]:

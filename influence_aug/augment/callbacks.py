@@ -191,12 +191,13 @@ class MaxUp(Augment):
     rated_by = None
     def __init__(
         self,
-        augments,        # An `Augment` or policy, or a list to apply in turn; each version draws anew
+        augments,        # An `Augment` or policy, or a list to apply in turn, each version anew; raises `ValueError` for none
         k=4,             # Versions of each image; raises `ValueError` below 1
         value=None,      # `value(model, x, y)` rates each image, shape (n,); by default the Learner's loss
     ):
         self.augments = [o if isinstance(o, Augment) else Augment(o) for o in listed(augments)]
         self.k,self.value = check_count('k', k),value
+        if not self.augments: raise ValueError("MaxUp of nothing: expected a policy, such as v2.TrivialAugmentWide().")
 
     def _place(self, device): [o.to(device) for o in self._policies()]
     def _policies(self): return [o for a in self.augments for o in a._policies()]

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt, pandas as pd
 from dataclasses import dataclass
 from fastai.learner import Learner
 from fastcore.basics import patch
+from inspect import signature
 from ..core.batches import *
 from ..influence.ranking import *
 from .callbacks import *
@@ -21,10 +22,10 @@ from ..core.batches import check_count
 from ..core.modes import eval_mode
 from ..core.randomness import own_randomness
 from ..influence.mixture import even_shares
-from ..influence.ranking import head_effects, ranked
+from ..influence.ranking import RANKERS, head_effects, ranked
 
 # %% ../../nbs/augment/34_find.ipynb #a2eede58
-@dataclass
+@dataclass(repr=False)
 class FoundAugmentations:
     "What `aug_find` found."
     table:pd.DataFrame   # A candidate a row, best first: family, strength, predicted, low, high, verdict
@@ -33,6 +34,13 @@ class FoundAugmentations:
     valid:Batches        # The validation images that were asked
     asked:list           # Names of the candidates in the order they were given
     changes:pd.DataFrame=None # Predicted change of each validation image's loss by each candidate; through='head' only
+
+# %% ../../nbs/augment/34_find.ipynb #a14d34ce
+@patch
+def __repr__(self:FoundAugmentations):
+    "The suggestion, and the ten best rows."
+    told = self.table[['predicted','low','high','verdict']].head(10).round(4)
+    return f'{self.suggestion}\n\n{told}'
 
 # %% ../../nbs/augment/34_find.ipynb #e22da719
 def _by_head(learn, train, valid, candidates, seed, n_boot=1000, l2=None, **how):
@@ -60,6 +68,18 @@ def _suggested(picks, transforms, step):
     shares = exponentiated(even_shares(.5, picks.index), picks.predicted, step)
     told = ', '.join(f'{k} ({p:.0%})' for k,p in zip(picks.index, shares[1:]))
     return MixturePolicy({k: transforms[k] for k in picks.index}, shares),f'{told}; as it is ({shares[0]:.0%}).'
+
+# %% ../../nbs/augment/34_find.ipynb #d6172d9f
+_NAMED = 'model','train','valid','candidates','seed'
+
+# %% ../../nbs/augment/34_find.ipynb #1a54dfc0
+def _check_settings(through, how):
+    "Raise `TypeError` for a setting that the ranking has not, before anything is computed."
+    ranker = rank_through_head if through=='head' else RANKERS.get(through)
+    known = signature(ranker).parameters if ranker else how
+    wrong = [] if 'how' in known else sorted(set(how)-{*known}.difference(_NAMED))
+    if wrong: raise TypeError(f"aug_find has no setting {wrong[0]!r}: expected its own, or one of the ranking's, "
+                              f"{', '.join(k for k in known if k not in _NAMED)}.")
 
 # %% ../../nbs/augment/34_find.ipynb #99bc92e8
 def _form(batches):
@@ -98,11 +118,11 @@ def aug_find(self:Learner,
 )->FoundAugmentations:
     "Which augmentations would lower the validation loss, by this Learner as it is; raises as `rank_augmentations`."
     train,valid = (self.dls.train if train is None else train),(self.dls.valid if valid is None else valid)
-    check_count('most', most)
+    check_count('most', most); _check_settings(through, how)
     with own_randomness(seed), eval_mode(self.model):
         named = flat_candidates(candidates or default_candidates(*_form(Batches(train)), flips))
         asked = _asked(self, train, valid, {k: f for k,(_,_,f) in named.items()}, through, seed, how)
-    found = _found(*asked, named, valid, most, step)
+        found = _found(*asked, named, valid, most, step)
     if show_plot: found.plot()
     return found
 
@@ -144,6 +164,12 @@ def cbs(self:FoundAugmentations)->list:
     "Callbacks to train with: the suggestion for every image, or none where nothing is sure to help."
     return [Augment(self.policy, 1.)] if self.policy else []
 
+# %% ../../nbs/augment/34_find.ipynb #a8e31e73
+def _rounded(shares):
+    "To six digits, with the sum one."
+    rest = [round(o, 6) for o in shares.tolist()[1:]]
+    return [round(1-sum(rest), 6), *rest]
+
 # %% ../../nbs/augment/34_find.ipynb #ac39f7db
 @patch
 def code(self:FoundAugmentations)->str:
@@ -151,5 +177,5 @@ def code(self:FoundAugmentations)->str:
     if self.policy is None: raise ValueError(f"No policy: {self.suggestion}")
     lines = [f'    {k!r}: {code_of(k, o.f)},' for k,o in self.policy.policies.items()]
     head = ['from torchvision.transforms import v2','from influence_aug.all import *','']
-    shares = [round(o, 6) for o in self.policy.shares.tolist()]
-    return '\n'.join([*head, 'policy = MixturePolicy({', *lines, f'}}, {shares})'])
+    if any('candidates[' in o for o in lines): head.insert(2, '# candidates: name → transform, as given to aug_find')
+    return '\n'.join([*head, 'policy = MixturePolicy({', *lines, f'}}, {_rounded(self.policy.shares)})  # first: as it is'])

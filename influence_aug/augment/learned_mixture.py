@@ -42,6 +42,12 @@ def __call__(self:MixturePolicy, x):
         if (drawn==k).any(): new[drawn==k] = f(x[drawn==k])
     return new
 
+# %% ../../nbs/augment/31_learned_mixture.ipynb #459c4378
+@patch
+def __repr__(self:MixturePolicy):
+    shares = zip(['as it is', *self.policies], self.shares.tolist())
+    return f"MixturePolicy({', '.join(f'{k} {p:.0%}' for k,p in shares)})"
+
 # %% ../../nbs/augment/31_learned_mixture.ipynb #8842cabb
 @patch
 def save(self:MixturePolicy,

@@ -51,8 +51,9 @@ def resnet(
 
 # %% ../../nbs/augment/26a_resnets.ipynb #6ba4850b
 def _started(layer):
-    "Weights as in He et al. (2015)."
-    if isinstance(layer, (nn.Conv2d, nn.Linear)): nn.init.kaiming_normal_(layer.weight)
+    "Convolutions as in He et al. (2015); each block begins as its shortcut, as in Goyal et al. (2017)."
+    if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight)
+    if isinstance(layer, ResBlock): nn.init.zeros_(layer.f[2][1].weight)
 
 # %% ../../nbs/augment/26a_resnets.ipynb #fe0d0666
 def sgd(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from .data import *
 from .ranks import n_ranks, rank, summed, undivided
-from .randomness import steady
+from .randomness import own_randomness, steady
 
 # %% ../../nbs/core/03_batches.ipynb #8698221f
 class PixelScale(NamedTuple):
@@ -115,7 +115,8 @@ def _readable(data, bs):
     data = getattr(data, 'whole', data)
     if isinstance(data, (tuple,list,Tensor)): _check_pair(data)
     if isinstance(data, (tuple,list)): return _as_tensors(data)
-    if hasattr(data, 'after_batch'): return data.new(shuffle=False, drop_last=False)
+    if hasattr(data, 'after_batch'):
+        with own_randomness(0): return data.new(shuffle=False, drop_last=False)
     return data if isinstance(data, Images) else _as_loader(data, bs)
 
 # %% ../../nbs/core/03_batches.ipynb #3cf8c7ef
@@ -219,7 +220,8 @@ def _loaded(self:Batches, seed=0):
 def first(self:Batches):
     "The first batch; raises `ValueError` where there is none."
     x,y = next(iter(self), ((),()))
-    if not len(x): raise ValueError("No images: expected at least one. Split again.")
+    if not len(x): raise ValueError(
+        "No images: expected at least one. Split again; an exported Learner has no data, give it some (train=, valid=).")
     return x,y
 
 # %% ../../nbs/core/03_batches.ipynb #c5d0ed40

@@ -161,9 +161,9 @@ def tell_cost(
     since,     # First step that is asked about
     max_bytes, # For the states of one
 ):
-    "Print what they will take, from one step each way."
+    "Print what they will take, from one step each way; raises `ValueError` where the states do not fit."
     cost,times = training_cost(training, since),f'{trainings} trainings' if trainings>1 else 'One training'
-    kept = cost['bytes']<=max_bytes
+    kept = kept_every(len(training), cost['bytes']//(len(training)+1), max_bytes)==1
     minutes = trainings*(cost['there']*(1 if kept else 2)+cost['back'])/60
     again = '' if kept else '; not all of it is kept, so that steps are made twice'
     print(f'{times} of {len(training)} steps, backwards to step {since}: about {minutes:.1f} minutes on this machine. '

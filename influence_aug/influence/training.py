@@ -157,7 +157,8 @@ def kept_every(
     k = next((k for k in range(1, math.isqrt(steps)+2) if need(k)<=max_bytes), None)
     if k: return k
     least = min(map(need, range(1, math.isqrt(steps)+2)))
-    raise ValueError(f"max_bytes={max_bytes:,}: expected at least {least:,} for {steps} steps of {size:,} bytes each.")
+    raise ValueError(f"max_bytes={max_bytes:,}: expected at least {least:,} for {steps} steps of {size:,} bytes each. "
+                     "Give max_bytes=, or take fewer steps.")
 
 # %% ../../nbs/influence/16_training.ipynb #90e1818f
 class States:
