@@ -1,7 +1,9 @@
 "aug_find on Learners as people have them: stock models, real loaders, other losses; nothing of the Learner changes; bad input is named."
 import pickle
+import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -14,6 +16,7 @@ from fastai.metrics import accuracy
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import vision_learner
+from hypothesis import given, strategies as st
 from PIL import Image
 from torchvision import models
 from torchvision.transforms import v2
@@ -56,7 +59,7 @@ def state(learn):
             [p.requires_grad for p in learn.model.parameters()], str(learn.opt.state_dict() if learn.opt else None), [id(o) for o in learn.cbs],
             id(learn.loss_func), [list(o) for o in vars(learn.recorder).get('values', [])], [(id(dl), dl.rng.getstate()) for dl in learn.dls.loaders],
             [dl.after_batch.fs[0].split_idx for dl in learn.dls.loaders if len(dl.after_batch.fs)], torch.get_rng_state(),
-            str(np.random.get_state()), [p.grad for p in learn.model.parameters()], sorted(vars(learn))]
+            str(np.random.get_state()), random.getstate(), [p.grad for p in learn.model.parameters()], sorted(vars(learn))]
 
 
 def same(a, b):
@@ -118,8 +121,30 @@ def test_nothing_helps(splits):
     learn = Learner(tensor_dls(splits.labelled, splits.holdout, n_steps=30), small_cnn(1, 10), torch.nn.functional.cross_entropy)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
     found = learn.aug_find({'negative': lambda x: 1-x}, show_plot=False)
-    assert found.policy is None and found.suggestion.startswith('None of these')
+    assert found.policy is None and found.cbs==[] and found.suggestion.startswith('None of these')
     with pytest.raises(ValueError, match='No policy'): found.code()
+
+
+@given(st.lists(st.floats(1e-4, 1), min_size=2, max_size=6))
+def test_code_makes_the_policy_again(parts):
+    "Rounded shares still have the sum one; what torchvision cannot tell is named for the reader to supply."
+    shares, fs = [o/sum(parts) for o in parts], {f'rotate {k}°': v2.RandomRotation(k) for k in range(1, len(parts))}
+    found = FoundAugmentations(pd.DataFrame(), '', MixturePolicy(fs | {'own': brighter}, [*shares[:-1], shares[-1]/2, shares[-1]/2]), None, [])
+    names = dict(candidates={'own': brighter})
+    assert '# candidates:' in found.code()
+    exec(found.code(), names)
+    assert torch.allclose(names['policy'].shares, found.policy.shares, atol=1e-5) and names['policy'].policies.keys()==found.policy.policies.keys()
+
+
+def test_an_exported_learner_is_told_what_it_lacks(dls):
+    "fastai exports a Learner with empty loaders."
+    with pytest.raises(ValueError, match='give it some'): Learner(dls.new_empty(), small_cnn(3, 2)).aug_find(FEW, show_plot=False)
+
+
+@pytest.mark.parametrize('how', [dict(n_draws=3), dict(augmentations=FEW), dict(through='branches', draw=2)], ids=str)
+def test_settings_that_do_not_exist(splits, how):
+    learn = Learner(tensor_dls(splits.labelled, splits.holdout, n_steps=2), small_cnn(1, 10), torch.nn.functional.cross_entropy)
+    with pytest.raises(TypeError, match=[k for k in how if k!='through'][0]): learn.aug_find(FEW, show_plot=False, **how)
 
 
 def test_policy_trains_saves_and_exports(splits, tmp_path):
