@@ -96,6 +96,12 @@ def test_a_learner_that_never_trained(dls):
     assert same(before, state(learn)) and learn.opt is None
 
 
+def test_a_learner_that_guesses_is_told_so(dls):
+    learn = Learner(dls, small_cnn(3, 2))
+    torch.nn.init.zeros_(learn.model[-1].weight); torch.nn.init.zeros_(learn.model[-1].bias)
+    with pytest.warns(UserWarning, match='the answer means little'): learn.aug_find(FEW, show_plot=False)
+
+
 def test_default_candidates_on_photographs(dls):
     found = Learner(dls, small_cnn(3, 2)).aug_find(show_plot=False)
     assert len(found.table)>=30 and 'mirror' in found.table.index

@@ -179,10 +179,31 @@ def _valid_loss_at(infl, l2):
     problem.refit(train, l2)
     return mean_over(valid, lambda h,y: F.cross_entropy(with_bias(h, problem.W)@problem.W.T, y)).item()
 
+# %% ../../nbs/influence/14_ranking.ipynb #2eaa26fb
+def _read_by(W, valid):
+    "The share of validation images that a head `W` reads, and the share of each class."
+    def figures(h, y):
+        y = y.argmax(1) if y.ndim>1 else y
+        right = (with_bias(h, W)@W.T).argmax(1)==y
+        return torch.cat([right.float().mean()[None], F.one_hot(y, len(W)).float().mean(0)])
+    right,*shares = mean_over(valid, figures).tolist()
+    return right,shares
+
+# %% ../../nbs/influence/14_ranking.ipynb #1e5ba3a4
+def _warn_of_guessing(W, valid):
+    "Warn of a head `W` that reads no more of `valid` than one class has, and of classes without images."
+    right,shares = _read_by(W, valid)
+    if right<=max(shares)<1: warnings.warn(f"The model reads {right:.0%} of the validation images, and the most "
+        f"frequent class is {max(shares):.0%} of them: the answer means little. Train it first.", stacklevel=3)
+    if not all(shares): warnings.warn(f"Classes {[k for k,o in enumerate(shares) if not o]} have no validation image: "
+                                      "the answer says nothing of them.", stacklevel=3)
+
 # %% ../../nbs/influence/14_ranking.ipynb #d8312a4d
 def _fit(infl, l2):
     "Fit `infl`, where `l2` is None at that weight decay of `_L2S` which has the lowest validation loss."
+    W = infl.problem.W
     infl.fit()
+    _warn_of_guessing(W, infl.fitted_on[1])
     if l2 is not None: return
     infl.l2 = min(_L2S, key=partial(_valid_loss_at, infl))
     infl.problem.refit(infl.fitted_on[0], infl.l2)
