@@ -191,7 +191,7 @@ class MaxUp(Augment):
     rated_by = None
     def __init__(
         self,
-        augments,        # An `Augment` or policy, or a list to apply in turn, each version anew; raises `ValueError` for none
+        augments,        # An `Augment` or policy, or a list to apply in turn; raises `ValueError` for none
         k=4,             # Versions of each image; raises `ValueError` below 1
         value=None,      # `value(model, x, y)` rates each image, shape (n,); by default the Learner's loss
     ):

@@ -178,4 +178,5 @@ def code(self:FoundAugmentations)->str:
     lines = [f'    {k!r}: {code_of(k, o.f)},' for k,o in self.policy.policies.items()]
     head = ['from torchvision.transforms import v2','from influence_aug.all import *','']
     if any('candidates[' in o for o in lines): head.insert(2, '# candidates: name → transform, as given to aug_find')
-    return '\n'.join([*head, 'policy = MixturePolicy({', *lines, f'}}, {_rounded(self.policy.shares)})  # first: as it is'])
+    last = f'}}, {_rounded(self.policy.shares)})  # first: as it is'
+    return '\n'.join([*head, 'policy = MixturePolicy({', *lines, last])

@@ -221,7 +221,7 @@ def first(self:Batches):
     "The first batch; raises `ValueError` where there is none."
     x,y = next(iter(self), ((),()))
     if not len(x): raise ValueError(
-        "No images: expected at least one. Split again; an exported Learner has no data, give it some (train=, valid=).")
+        "No images: expected at least one. Split again; an exported Learner has none: give it some (train=, valid=).")
     return x,y
 
 # %% ../../nbs/core/03_batches.ipynb #c5d0ed40
