@@ -214,8 +214,8 @@ def check_target(
     splits,   # `Splits`
     policies, # Name → policy
 ):
-    "Raise `TypeError` for no `Splits`, `ValueError` for few images, another shape, or a name that is taken."
-    if not isinstance(splits, Splits): raise TypeError(
+    "Raise `TypeError` for what has no halves, `ValueError` for few images, another shape, or a name that is taken."
+    if not hasattr(splits, 'holdout'): raise TypeError(
         f"splits is a {type(splits).__name__}: expected what draw_splits(source_from_folders(…)) returns.")
     n,shapes = len(splits.holdout),[tuple(o.x.shape[1:]) for o in (splits.labelled, splits.valid)]
     if n<5: raise ValueError(f"{n} images in the watching half: expected 5 or more, better 20. Label more of them.")
