@@ -166,6 +166,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'influence_aug/augment/callbacks.py'),
                                                  'influence_aug.augment.callbacks.MaxUp.change': ( 'augment/callbacks.html#maxup.change',
                                                                                                    'influence_aug/augment/callbacks.py'),
+                                                 'influence_aug.augment.callbacks._augments': ( 'augment/callbacks.html#_augments',
+                                                                                                'influence_aug/augment/callbacks.py'),
                                                  'influence_aug.augment.callbacks._check_target': ( 'augment/callbacks.html#_check_target',
                                                                                                     'influence_aug/augment/callbacks.py'),
                                                  'influence_aug.augment.callbacks._images': ( 'augment/callbacks.html#_images',

@@ -185,6 +185,13 @@ def _loss_of_each(loss, model, x, y):
         "loss of each image. Give MaxUp a value=, a function of (model, x, y).") from e
     return found.as_subclass(torch.Tensor).reshape(len(x), -1).mean(1)
 
+# %% ../../nbs/augment/25_callbacks.ipynb #b0e43a42
+def _augments(given):
+    "Policies as a list of `Augment`; raises `ValueError` for none."
+    found = [o if isinstance(o, Augment) else Augment(o) for o in listed(given)]
+    if not found: raise ValueError("MaxUp of nothing: expected a policy, such as v2.TrivialAugmentWide().")
+    return found
+
 # %% ../../nbs/augment/25_callbacks.ipynb #1a7b21cd
 class MaxUp(Augment):
     "MaxUp (Gong et al. 2020): train on that one of `k` versions of each image which the model now finds hardest."
@@ -195,13 +202,10 @@ class MaxUp(Augment):
         k=4,             # Versions of each image; raises `ValueError` below 1
         value=None,      # `value(model, x, y)` rates each image, shape (n,); by default the Learner's loss
     ):
-        self.augments = [o if isinstance(o, Augment) else Augment(o) for o in listed(augments)]
-        self.k,self.value = check_count('k', k),value
-        if not self.augments: raise ValueError("MaxUp of nothing: expected a policy, such as v2.TrivialAugmentWide().")
+        self.k,self.value,self.augments = check_count('k', k),value,_augments(augments)
 
     def _place(self, device): [o.to(device) for o in self._policies()]
     def _policies(self): return [o for a in self.augments for o in a._policies()]
-
     def before_fit(self): super().before_fit(); self.rated_by = self.learn.loss_func
     def change(self, x): return self.best(inner(self.model), x, self.yb[0].as_subclass(torch.Tensor))
 

@@ -166,7 +166,7 @@ def cbs(self:FoundAugmentations)->list:
 
 # %% ../../nbs/augment/34_find.ipynb #a8e31e73
 def _rounded(shares):
-    "To six digits, with the sum one."
+    "To six decimals, with the sum one."
     rest = [round(o, 6) for o in shares.tolist()[1:]]
     return [round(1-sum(rest), 6), *rest]
 
