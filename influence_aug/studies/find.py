@@ -63,9 +63,18 @@ PHOTO_CANDIDATES = ['rotate 15°','shift 10%','zoom 25%','shear 15°','crop to 5
 FIRST_SET_ONLY = {'shear 15°','brightness 50%','saturation 80%'}
 
 # %% ../../nbs/studies/56_find.ipynb #948d7015
-def losses_by_class(losses, data):
+def _by_class(losses, data):
     "Mean loss of each class, as text."
     return ' '.join(f'{losses[data.y==k].mean():.4f}' for k in range(len(data.vocab)))
+
+# %% ../../nbs/studies/56_find.ipynb #1aed2a5f
+def watching_losses(
+    learn,  # A Learner
+    splits, # What `draw_splits` returns
+)->dict:
+    "The loss on the watching half, in all and by class."
+    losses = image_losses(learn, splits.holdout)
+    return dict(loss=round(losses.mean().item(), 5), classes=_by_class(losses, splits.holdout))
 
 # %% ../../nbs/studies/56_find.ipynb #9550b27f
 def default_candidate(name): return flat_candidates(default_candidates(3, 32))[name][2]
@@ -79,8 +88,7 @@ def retrain_on_photographs(
     splits = TASKS['photographs'](seed)
     cbs = [] if candidate=='none' else [Augment(default_candidate(candidate), .5)]
     learn = train_classifier(splits, cbs, NETWORKS['photographs'], seed=1000*seed)
-    losses = image_losses(learn, splits.holdout)
-    return dict(loss=round(losses.mean().item(), 5), classes=losses_by_class(losses, splits.holdout))
+    return watching_losses(learn, splits)
 
 # %% ../../nbs/studies/56_find.ipynb #12807b1a
 PHOTO_RETRAINING = Study('find_retraining', retrain_on_photographs, ('seed','candidate'), 'results/find_retrained.csv',
