@@ -64,7 +64,8 @@ def _through_head(splits, asked, seed, steps):
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #5eb1c25c
 def _through_training(splits, asked, seed, steps, bs=128):
     how = dict(trainings=1, steps=steps, bs=bs, base=crop(splits.source.crop_padding), seed=seed)
-    return rank_augmentations(resnet(3, len(splits.labelled.vocab)), splits.labelled, splits.tune, asked, 'training', **how)
+    model = resnet(3, len(splits.labelled.vocab))
+    return rank_augmentations(model, splits.labelled, splits.tune, asked, 'training', **how)
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #637677cf
 WAYS_OF_ASKING = dict(head=_through_head, training=_through_training)
