@@ -30,7 +30,7 @@ def test_heavy_cells_run(tmp_path, monkeypatch):
     names = {}
     exec('import torch\nfrom influence_aug.all import *', names)
     for source in HEAVY:
-        if 'found.' in source and not names['found'].cbs: names['found'].policy = lambda x: 1-x
         exec(compile(source.replace('Resize(64)', 'Resize(32)'), 'quickstart.ipynb', 'exec'), names)
+        if 'learn.aug_find()' in source and not names['found'].cbs: names['found'].policy = lambda x: 1-x
     plt.close('all')
     assert len(HEAVY) >= 6 and len(names['found'].table) >= 30 and (tmp_path/'images'/'find.png').exists() and isinstance(names['learn'].augment, Augment)

@@ -78,8 +78,8 @@ def predict_on_cifar10(
 ):
     "Ask about CIFAR10_CANDIDATES; returns a row for each."
     ask = WAYS_OF_ASKING[check_name('through', through, WAYS_OF_ASKING)]
-    splits,asked = draw_splits(get_source('cifar10'), frac=.1, seed=seed),{k: default_candidate(k) for k in CIFAR10_CANDIDATES}
-    table = ask(splits, asked, seed, steps)
+    splits = draw_splits(get_source('cifar10'), frac=.1, seed=seed)
+    table = ask(splits, {k: default_candidate(k) for k in CIFAR10_CANDIDATES}, seed, steps)
     return [dict(candidate=k, **row) for k,row in table[['predicted','low','high','verdict']].iterrows()]
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #75fb64f5
