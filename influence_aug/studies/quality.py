@@ -8,6 +8,7 @@ __all__ = ['JUDGES', 'GENERATOR', 'RANGES', 'train_judge', 'label_keeping', 'div
 
 # %% ../../nbs/studies/47_quality.ipynb #bbe0a24d
 import pandas as pd, torch
+from fastcore.script import store_true
 from functools import partial
 from pathlib import Path
 from torch import nn
@@ -22,6 +23,7 @@ from ..augment.transforms import *
 
 # %% ../../nbs/studies/47_quality.ipynb #c2337196
 from torchvision.transforms import v2
+from ..augment.callbacks import listed
 from ..augment.classifier import one_cycle
 from ..augment.policies import *
 from ..augment.resnets import *
@@ -30,16 +32,18 @@ from .run import *
 from .run import command_of
 
 # %% ../../nbs/studies/47_quality.ipynb #cff274e0
-def _judge_of_grey(splits, **kw): return train_classifier(splits, with_crop(padding=splits.source.crop_padding), **kw)
+def _judge_of_grey(splits, *cbs, **kw):
+    return train_classifier(splits, [*with_crop(padding=splits.source.crop_padding), *cbs], **kw)
 
 # %% ../../nbs/studies/47_quality.ipynb #d204df5e
 def _residual(channels, n_classes): return resnet(channels, n_classes).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/studies/47_quality.ipynb #331d143b
-def _judge_of_photographs(splits, **kw):
+def _judge_of_photographs(splits, *cbs, **kw):
     seen = random_affine(padding_mode='border'),v2.ColorJitter(.4, .4, .4),mirror
     how = dict(make_model=_residual, bs=128, lr=.3, wd=5e-4, opt_func=sgd(), fit=one_cycle)
-    return train_classifier(splits, with_crop(*seen, padding=splits.source.crop_padding), **how | kw)
+    always = with_crop(*seen, padding=splits.source.crop_padding)
+    return train_classifier(splits, [*always, *cbs], **how | kw)
 
 # %% ../../nbs/studies/47_quality.ipynb #3e3407c3
 JUDGES = {1: dict(train=_judge_of_grey, n=12_000, steps=1500),
@@ -52,12 +56,14 @@ def train_judge(
     steps:int=None, # Training steps, by default 1,500 or 3,000
     seed:int=0,     # Draws the images and the initial weights
     device=None,    # Where to train, by default fastai's choice
+    cbs=None,       # Further callbacks, such as `BFloat16`
 ) -> nn.Module:
     "A classifier of labelled images of `source`, in `eval` mode."
     x = source.pool.x                                                        # (N, c, h, w)
     judge = JUDGES[3 if x.shape[1]==3 else 1]
     splits = draw_splits(source, n=min(n or judge['n'], len(x)), seed=seed)
-    return judge['train'](splits, steps=steps or judge['steps'], seed=seed, device=device).model.eval()
+    learn = judge['train'](splits, *listed(cbs), steps=steps or judge['steps'], seed=seed, device=device)
+    return learn.model.eval()
 
 # %% ../../nbs/studies/47_quality.ipynb #2fe63d01
 @torch.no_grad()
@@ -132,9 +138,9 @@ def generator_quality(
     return kept | variety | _distances(draw_flows, draw_real, still, far)
 
 # %% ../../nbs/studies/47_quality.ipynb #9c31a93a
-def _measured(G, source, judge_steps=None, seed=0):
+def _measured(G, source, judge_steps=None, seed=0, cbs=None):
     "`generator_quality` of G on the validation images of `source`, before a judge trained for it."
-    judge = train_judge(source, steps=judge_steps, seed=seed).cpu()
+    judge = train_judge(source, steps=judge_steps, seed=seed, cbs=cbs).cpu()
     torch.manual_seed(seed)
     quality = generator_quality(G, judge, source.valid.x.float()/255, source.valid.y)
     return {k: round(v,3) for k,v in quality.items()}
@@ -164,14 +170,16 @@ def train_and_measure(
     channels:int=None,     # For a folder: 1 grey, 3 colour, by default colour
     size:int=None,         # For a folder: resize to this, a multiple of 4
     out:str=None,          # Where G goes; by default DATASET.safetensors
+    bf16:store_true=False, # Train the judge in bfloat16, for processors that have it
 ) -> list:
     "Train G on images without their labels, measure and save it; raises `ValueError` for another `dataset`."
-    given = dict(dataset=dataset, steps=steps, judge_steps=judge_steps, bs=bs, seed=seed, channels=channels, size=size)
+    given = dict(dataset=dataset, steps=steps, judge_steps=judge_steps, bs=bs, seed=seed, channels=channels, size=size,
+                 bf16=bf16)
     command = command_of(GENERATOR, given, torch.get_num_threads())
     source,path = get_source(dataset, channels or 3, size),Path(out or f'{Path(dataset).name}.safetensors')
     learn = _trained(source, path, steps, bs, seed)
     G,seconds = learn.model.eval().cpu(),round(learn.checkpoint.seconds, 1)
-    figures = _measured(G, source, judge_steps, seed) | dict(train_seconds=seconds)
+    figures = _measured(G, source, judge_steps, seed, [BFloat16()]*bf16) | dict(train_seconds=seconds)
     _save_measured(path, G, figures, command=command, seed=seed, images=len(source.pool))
     told = dict(seed=seed, n=len(source.valid), seconds=seconds)
     return [dict(dataset=source.name, measure=k, value=v, **told) for k,v in figures.items()]
