@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from ..core.data import *
 from ..core.datasets import *
 from ..augment.augmenter import *
+from ..augment.callbacks import *
 from ..augment.classifier import *
 from ..augment.policies import *
 from ..augment.resnets import *
@@ -22,7 +23,7 @@ from .run import *
 from ..core.batches import check_name
 from ..augment.callbacks import listed
 from ..augment.classifier import one_cycle
-from .methods import fixed_policy
+from .methods import fixed_policy, suggestion_for
 
 # %% ../../nbs/studies/57_cifar10.ipynb #a12ce922
 CIFAR10_SCALES = dict(cpu=20, paper=56)
@@ -39,7 +40,7 @@ def residual_trainer(
 ):
     "How F is trained: `train(splits, cbs, **kwargs)` with a residual network and a recipe, channels last."
     def net(channels, n_classes): return resnet(channels, n_classes, depth).to(memory_format=torch.channels_last)
-    how = dict(make_model=net, bs=bs, lr=lr, wd=wd, opt_func=sgd(), fit=SCHEDULES[schedule])
+    how = dict(make_model=net, bs=bs, lr=lr, wd=wd, opt_func=sgd(), fit=SCHEDULES[schedule], epochs=2)
     half = [BFloat16()] if bf16 else []
     return lambda splits, cbs=None, **kw: train_classifier(splits, [*listed(cbs), *half], **how | kw)
 
@@ -50,10 +51,18 @@ def _affine(G): return random_affine(padding_mode=G.config['padding_mode'])
 def _colour(G): return v2.ColorJitter(.4, .4, .4)
 
 # %% ../../nbs/studies/57_cifar10.ipynb #38ef7fb4
-_FROM_MNIST = ('none','crop','randaugment','trivialaugment','random_tau','paper','implicit','shared','maxup','aug_find')
+def _asked(splits, G, also=(), e_steps=0, train=None, **kw):
+    "Train with what `aug_find` suggests to a classifier that has seen a crop and `also`, and with these."
+    always = with_crop(*also, padding=splits.source.crop_padding)
+    found = suggestion_for(splits, train=lambda splits, **kw: train(splits, always, **kw), **kw)
+    return [*found.cbs, *always],None,dict(suggestion=found.suggestion)
+
+# %% ../../nbs/studies/57_cifar10.ipynb #85010a9b
+_FROM_MNIST = 'none','crop','randaugment','trivialaugment','random_tau','paper','implicit','shared','maxup'
 CIFAR10_METHODS = {k: METHODS[k] for k in _FROM_MNIST} | {
     'heuristic':   fixed_policy(_affine, _colour),
     'autoaugment': fixed_policy(lambda G: autoaugment('cifar10')),
+    'aug_find':    _asked,
 }
 
 # %% ../../nbs/studies/57_cifar10.ipynb #d2192db1
@@ -62,12 +71,12 @@ def train_on_cifar10(
     frac:float=.1,      # Labelled share of the 40,000 training images
     seed:int=0,         # Draws the labelled images and everything else
     scale:str='cpu',    # cpu: 20 layers; paper: 56 layers
-    steps:int=1000,     # Training steps of F
+    steps:int=2000,     # Training steps of F
     e_steps:int=150,    # Training steps of E, where the method has one
     bs:int=128,         # Images in a batch
-    lr:float=.1,        # Of F, the highest
-    wd:float=1e-4,      # Weight decay of F
-    schedule:str='step_decay', # step_decay or one_cycle
+    lr:float=.3,        # Of F, the highest
+    wd:float=5e-4,      # Weight decay of F
+    schedule:str='one_cycle', # one_cycle or step_decay
     bf16:store_true=False,     # Train F in bfloat16, for processors that have it
 ):
     "Train a classifier with one augmentation method and test it once; returns a row's figures."
@@ -85,18 +94,28 @@ def _run(method, splits, seed, steps, e_steps, train):
 # %% ../../nbs/studies/57_cifar10.ipynb #d450a364
 def _recipes():
     "A crop and a mirror by several recipes of about the same cost, of which validation chooses one."
-    best = dict(wd=5e-4, schedule='one_cycle')
-    ways = [dict(), dict(lr=.3)|best, dict(lr=.1)|best] + [dict(bs=64, steps=2000, lr=lr)|best for lr in (.05,.1,.3)]
-    return [dict(method='crop', seed=0, bf16=True) | o for o in ways]
+    family,best = dict(bs=128, steps=1000, lr=.1, wd=1e-4, schedule='step_decay'),dict(wd=5e-4, schedule='one_cycle')
+    large,small = ([dict(bs=128, steps=1000, lr=lr) for lr in (.1,.3)],
+                   [dict(bs=64, steps=2000, lr=lr) for lr in (.05,.1,.3)])
+    return [dict(method='crop', seed=0, bf16=True) | o for o in (family, *(o | best for o in large+small))]
+
+# %% ../../nbs/studies/57_cifar10.ipynb #2d540de7
+_LAST = 'random_tau','paper','implicit','maxup'
 
 # %% ../../nbs/studies/57_cifar10.ipynb #59435195
+def _rows():
+    "Every method on three labelled sets, by the recipe that was chosen; what needs G last."
+    first = [k for k in CIFAR10_METHODS if k not in _LAST]
+    return [dict(method=k, seed=s, bf16=True) for s in range(3) for k in (*first, *_LAST)]
+
+# %% ../../nbs/studies/57_cifar10.ipynb #1423029e
 _KEY = 'method','frac','scale','seed','steps','bs','lr','wd','schedule','bf16'
-CIFAR10 = Study('cifar10', train_on_cifar10, _KEY, 'results/cifar10.csv', _recipes)
+CIFAR10 = Study('cifar10', train_on_cifar10, _KEY, 'results/cifar10.csv', lambda: _recipes()+_rows())
 
 # %% ../../nbs/studies/57_cifar10.ipynb #b85a5bda
 def _paper_rows():
     "Each method at 10%, on three labelled sets; then at 100%, once."
-    how = dict(scale='paper', bf16=True)
+    how = dict(scale='paper', bs=128, lr=.1, wd=1e-4, schedule='step_decay', bf16=True)
     few = [dict(method=k, seed=s, steps=8000) | how for s in range(3) for k in CIFAR10_METHODS]
     return few+[dict(method=k, frac=1., steps=64_000) | how for k in CIFAR10_METHODS]
 
