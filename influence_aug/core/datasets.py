@@ -49,7 +49,7 @@ def _download(name):
 # %% ../../nbs/core/05_datasets.ipynb #2c87bb01
 def _numbered(path):
     "Grey images of `path` whose ids are the numbers that their files are called by."
-    data,files = read_folder(path)
+    data,files = read_folder(path, channels=1)
     data.ids = torch.tensor([int(f.stem) for f in files])
     return data
 

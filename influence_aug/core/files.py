@@ -116,25 +116,31 @@ def _without_twins(data, files):
     keep = [k for k in range(len(data)) if k not in copies]
     return data[torch.tensor(keep)],[files[k] for k in keep]
 
+# %% ../../nbs/core/04_files.ipynb #9e769ca6
+def _as_seen(x):
+    "Images (n, 3, h, w) with one channel where the three of each image are equal."
+    return x[:,:1].clone() if (x==x[:,:1]).all() else x
+
 # %% ../../nbs/core/04_files.ipynb #31a94826
 def read_folder(
-    path,        # As for `images_from_folder`, and the rest too
-    channels=1,
+    path,          # As for `images_from_folder`, and the rest too
+    channels=None,
     size=None,
 ): # (`Images`, their files)
     "What `images_from_folder` returns, and the files."
     files,names = zip(*_image_files(path))
     vocab = tuple(sorted(set(names)))
-    try: x = _read_images(files, channels, size)
+    try: x = _read_images(files, 3 if channels is None else channels, size)
     except RuntimeError as e:
         raise ValueError(f"Images in {path} differ in size ({e}): pass size=, for example size=28.") from e
+    if channels is None: x = _as_seen(x)
     return _without_twins(Images(x, torch.tensor([vocab.index(o) for o in names]), vocab), files)
 
 # %% ../../nbs/core/04_files.ipynb #037a8b48
 def images_from_folder(
-    path,        # A folder that holds a folder of images for each class
-    channels=1,  # 1 reads them as grey, 3 as colour
-    size=None,   # Resize to (size, size); needed where images differ in size
+    path,          # A folder that holds a folder of images for each class
+    channels=None, # 1 reads them as grey, 3 as colour; by default 3 where one of them is in colour
+    size=None,     # Resize to (size, size); needed where images differ in size
 ):
     "All images in the class folders of `path`, as `Images`; classes are the folders' names, sorted."
     return read_folder(path, channels, size)[0]
@@ -171,12 +177,12 @@ def source_from_images(
 
 # %% ../../nbs/core/04_files.ipynb #20071537
 def source_from_folder(
-    path,        # A folder that holds a folder of images for each class
-    channels=1,  # 1 reads them as grey, 3 as colour
-    size=None,   # Resize to (size, size); needed where images differ in size
-    valid=.2,    # Share of each class to set aside for validation
-    test=0.,     # And for the test
-    seed=0,      # Draws them
+    path,          # A folder that holds a folder of images for each class
+    channels=None, # 1 reads them as grey, 3 as colour; by default 3 where one of them is in colour
+    size=None,     # Resize to (size, size); needed where images differ in size
+    valid=.2,      # Share of each class to set aside for validation
+    test=0.,       # And for the test
+    seed=0,        # Draws them
 ) -> Source:
     "A `Source` from a folder of class folders, with `valid` and `test` shares of each class set aside."
     return source_from_images(images_from_folder(path, channels, size), valid, test, seed, name=Path(path).name)
@@ -201,15 +207,17 @@ def _check_apart(sets, files):
 
 # %% ../../nbs/core/04_files.ipynb #c279acb3
 def source_from_folders(
-    train,       # A folder that holds a folder of training images for each class
-    valid,       # The same classes for validation, such as a few labelled images from where the model will be used
-    test=None,   # And for the final figure
-    channels=1,  # 1 reads them as grey, 3 as colour
-    size=None,   # Resize to (size, size); needed where images differ in size
+    train,         # A folder that holds a folder of training images for each class
+    valid,         # The same classes for validation, such as a few labelled images from where the model will be used
+    test=None,     # And for the final figure
+    channels=None, # 1 reads them as grey, 3 as colour; by default 3 where one of them is in colour
+    size=None,     # Resize to (size, size); needed where images differ in size
 ) -> Source:
     "A `Source` whose parts have a folder each; raises `ValueError` if classes or sizes differ, or a picture is in two."
     paths = [o for o in (train, valid, test) if o is not None]
-    sets,files = zip(*(read_folder(o, channels, size) for o in paths))
+    first = read_folder(train, channels, size)
+    others = [read_folder(o, first[0].x.shape[1], size) for o in paths[1:]]
+    sets,files = zip(first, *others)
     for k,o in enumerate(sets):
         _check_same_kind(sets[0], o, train, paths[k])
         o.ids = o.ids+sum(map(len, sets[:k]))
