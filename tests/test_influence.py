@@ -319,10 +319,10 @@ def test_ranking_undoes_fastai_normalize(digits):
 def test_ranking_names_what_is_wrong(digits):
     model, train, valid = digits
     rank = partial(rank_augmentations, model, train, valid)
-    with pytest.raises(ValueError, match=r"Candidate 'small' failed on 5 images: .*\(5, 1, 28, 28\) into \(5, 1, 26, 28\)"): rank({'small': lambda x: x[:, :, 2:]})
+    with pytest.raises(ValueError, match=r"Candidate 'small' failed on 5 images, a tensor \(5, 1, 28, 28\): .*\(5, 1, 28, 28\) into \(5, 1, 26, 28\)"): rank({'small': lambda x: x[:, :, 2:]})
     with pytest.raises(ValueError, match="Candidate 'nan' failed"): rank({'nan': lambda x: x*float('nan')})
-    with pytest.raises(ValueError, match="Candidate 'bytes' failed on 5 images: .* values from 0 to 255: expected"): rank({'bytes': lambda x: x*255})
-    with pytest.raises(ValueError, match="Candidate 'none' failed on 5 images: .* returned a NoneType"): rank({'none': lambda x: None})
+    with pytest.raises(ValueError, match=r"Candidate 'bytes' failed on 5 images, a tensor \(5, 1, 28, 28\): .* values from 0 to 255: expected"): rank({'bytes': lambda x: x*255})
+    with pytest.raises(ValueError, match=r"Candidate 'none' failed on 5 images, a tensor \(5, 1, 28, 28\): .* returned a NoneType"): rank({'none': lambda x: None})
     with pytest.raises(ValueError, match="Candidate 'three' failed on 5 images"): rank({'three': lambda x: x[:3]})
     for wrong in ({}, [lambda x: x]):
         with pytest.raises(ValueError, match='expected a dict of names and functions'): rank(wrong)

@@ -104,7 +104,8 @@ def _check_range(name, pixels):
 def _tried(name, f, x, y, scale):
     "`f` as a `Policy` that takes `x`; raises `ValueError` for one that does not."
     try: list(Augmented([(x,y)], as_policy(f), scale=scale))
-    except Exception as e: raise ValueError(f"Candidate {name!r} failed on {len(x)} images: {e}") from e
+    except Exception as e: raise ValueError(
+        f"Candidate {name!r} failed on {len(x)} images, a tensor {tuple(x.shape)}: {e}") from e
     return as_policy(f)
 
 # %% ../../nbs/influence/14_ranking.ipynb #66fe4a01
