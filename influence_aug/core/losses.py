@@ -82,7 +82,8 @@ def _refused(loss, why, n_classes):
     return ValueError(f"The loss {getattr(inner, '__name__', type(inner).__name__)} {why}: expected the mean "
                       f"cross-entropy of scores (n, {n_classes}) and labels (n,), with weight and label_smoothing if "
                       "any, as nn.CrossEntropyLoss has; of log-probabilities it is what nn.NLLLoss is. "
-                      "To ask about plain cross-entropy instead, pass loss=nn.CrossEntropyLoss().")
+                      "To ask about plain cross-entropy instead, pass loss=nn.CrossEntropyLoss(); "
+                      "a regression is not supported.")
 
 # %% ../../nbs/core/09_losses.ipynb #28fb4aea
 def _weights(loss, n_classes, device):
