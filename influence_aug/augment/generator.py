@@ -127,7 +127,13 @@ def _unlabelled(x):
 def _new_generator(images):
     "A `Generator` for the size and channels of `images`."
     channels,size = images.x.shape[1],images.x.shape[-1]
-    return Generator(channels, size, padding_mode='zeros' if channels==1 else 'border')
+    if channels==1: return Generator(channels, size)
+    return Generator(channels, size, window=2*round(.2*size)+1, padding_mode='border')
+
+# %% ../../nbs/augment/28_generator.ipynb #b46eaea3
+def _draws(G):
+    "What `WGANCallback` is told besides its defaults to train `G`."
+    return {} if G.config['channels']==1 else dict(draw_tau=partial(tau_tanh, high=10.))
 
 # %% ../../nbs/augment/28_generator.ipynb #b37b7401
 def _fingerprint(images):
@@ -175,7 +181,8 @@ def train_generator(
     check_parts(steps, epochs)
     set_seed(own_seed(seed, cbs), reproducible=True)
     images = _unlabelled(images) if isinstance(images, torch.Tensor) else images
-    G,wgan = generator or _new_generator(images),WGANCallback(n_critic, lr, **kwargs)
+    G = generator or _new_generator(images)
+    wgan = WGANCallback(n_critic, lr, **(kwargs := _draws(G) | kwargs))
     saving = _checkpoints(checkpoint, steps=steps, bs=bs, lr=lr, n_critic=n_critic, identity_weight=identity_weight,
                           seed=seed, images=_fingerprint(images), generator=G.config, **kwargs)
     dls = tensor_dls(images, images[:100], bs*(n_critic+1), steps//epochs, device=device)

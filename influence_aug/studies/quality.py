@@ -22,6 +22,7 @@ from ..augment.generator import *
 from ..augment.transforms import *
 
 # %% ../../nbs/studies/47_quality.ipynb #c2337196
+from copy import deepcopy
 from torchvision.transforms import v2
 from ..augment.callbacks import listed
 from ..augment.classifier import one_cycle
@@ -47,13 +48,13 @@ def _judge_of_photographs(splits, *cbs, **kw):
 
 # %% ../../nbs/studies/47_quality.ipynb #3e3407c3
 JUDGES = {1: dict(train=_judge_of_grey, n=12_000, steps=1500),
-          3: dict(train=_judge_of_photographs, n=40_000, steps=3000)}
+          3: dict(train=_judge_of_photographs, n=40_000, steps=4500)}
 
 # %% ../../nbs/studies/47_quality.ipynb #cff27401
 def train_judge(
     source:Source,  # Its pool is trained on, its validation images are not
     n:int=None,     # Labelled images, by default 12,000 grey ones or 40,000 in colour; all where there are fewer
-    steps:int=None, # Training steps, by default 1,500 or 3,000
+    steps:int=None, # Training steps, by default 1,500 or 4,500
     seed:int=0,     # Draws the images and the initial weights
     device=None,    # Where to train, by default fastai's choice
     cbs=None,       # Further callbacks, such as `BFloat16`
@@ -65,6 +66,13 @@ def train_judge(
     learn = judge['train'](splits, *listed(cbs), steps=steps or judge['steps'], seed=seed, device=device)
     return learn.model.eval()
 
+# %% ../../nbs/studies/47_quality.ipynb #eeb225de
+@torch.no_grad()
+def _accuracy(judge, x, y, change=lambda x: x, bs=500):
+    "Percent of the images `change(x)` that `judge` reads as `y`."
+    read = [(judge(change(xb).clamp(0,1)).argmax(1)==yb).sum().item() for xb,yb in zip(x.split(bs), y.split(bs))]
+    return 100*sum(read)/len(x)
+
 # %% ../../nbs/studies/47_quality.ipynb #2fe63d01
 @torch.no_grad()
 def label_keeping(
@@ -75,9 +83,7 @@ def label_keeping(
     bs:int=500,      # Images that are changed and judged at once
 ) -> float:
     "Accuracy of `judge` on `change(x)` in percent of its accuracy on `x`."
-    batches = list(zip(x.split(bs), y.split(bs)))
-    hits = lambda f: sum((judge(f(xb).clamp(0,1)).argmax(1)==yb).sum().item() for xb,yb in batches)
-    return 100*hits(change)/hits(lambda x: x)
+    return 100*_accuracy(judge, x, y, change, bs)/_accuracy(judge, x, y, bs=bs)
 
 # %% ../../nbs/studies/47_quality.ipynb #2fe63db7
 def _rms(x):
@@ -137,12 +143,29 @@ def generator_quality(
     kept,variety = _labels_kept(G, judge, x, y, draw_affine),_variety(draw_flows, draw_affine, n)
     return kept | variety | _distances(draw_flows, draw_real, still, far)
 
+# %% ../../nbs/studies/47_quality.ipynb #685a8375
+def _moved_more(G, factor):
+    "A copy of `G` whose displacements are `factor` times as large."
+    G = deepcopy(G)
+    for p in (G.trunk[-1].weight[:,:6], G.trunk[-1].bias[:6]): p.data.mul_(factor)
+    return G
+
+# %% ../../nbs/studies/47_quality.ipynb #42bb4c00
+@torch.no_grad()
+def _at_equal_variety(G, judge, x, y, ratio):
+    "Label keeping (%) of a G that moves as much as affine maps, where G's diversity is `ratio` of theirs."
+    varied = _moved_more(G, 1/ratio)
+    return label_keeping(lambda x: varied(x, tau_uniform(len(x), G.config['n_tau'], x.device))[0], judge, x, y)
+
 # %% ../../nbs/studies/47_quality.ipynb #9c31a93a
 def _measured(G, source, judge_steps=None, seed=0, cbs=None):
-    "`generator_quality` of G on the validation images of `source`, before a judge trained for it."
+    "`generator_quality` of G on the validation images of `source`, before a judge trained for it, and its accuracy."
     judge = train_judge(source, steps=judge_steps, seed=seed, cbs=cbs).cpu()
+    x,y = source.valid.x.float()/255,source.valid.y
     torch.manual_seed(seed)
-    quality = generator_quality(G, judge, source.valid.x.float()/255, source.valid.y)
+    quality = dict(judge_accuracy=_accuracy(judge, x, y)) | generator_quality(G, judge, x, y)
+    kept = _at_equal_variety(G, judge, x, y, quality['diversity_vs_affine'])
+    quality |= dict(label_keeping_equal_variety=kept)
     return {k: round(v,3) for k,v in quality.items()}
 
 # %% ../../nbs/studies/47_quality.ipynb #61993fad
@@ -164,7 +187,7 @@ def _save_measured(path, G, figures, **told):
 def train_and_measure(
     dataset:str='mnist',   # mnist, sample, cifar10, or a folder of class folders
     steps:int=1300,        # Training steps of G
-    judge_steps:int=None,  # Training steps of the classifier that judges it; by default 1,500, in colour 3,000
+    judge_steps:int=None,  # Training steps of the classifier that judges it; by default 1,500, in colour 4,500
     bs:int=16,             # Images in a step of G, and in each of its critics' three
     seed:int=0,            # Draws everything
     channels:int=None,     # For a folder: 1 grey, 3 colour, by default colour
@@ -173,8 +196,7 @@ def train_and_measure(
     bf16:store_true=False, # Train the judge in bfloat16, for processors that have it
 ) -> list:
     "Train G on images without their labels, measure and save it; raises `ValueError` for another `dataset`."
-    given = dict(dataset=dataset, steps=steps, judge_steps=judge_steps, bs=bs, seed=seed, channels=channels, size=size,
-                 bf16=bf16)
+    given = {k: v for k,v in locals().items() if k!='out'}
     command = command_of(GENERATOR, given, torch.get_num_threads())
     source,path = get_source(dataset, channels or 3, size),Path(out or f'{Path(dataset).name}.safetensors')
     learn = _trained(source, path, steps, bs, seed)
@@ -225,7 +247,7 @@ def _row_of(name, change, draw_flows, judge, x, y, seed, **ranges):
 # %% ../../nbs/studies/47_quality.ipynb #e35c1960
 def measure_ranges(
     dataset:str='mnist',  # One of those that the package has a G for
-    judge_steps:int=None, # Training steps of the judge; by default 1,500, in colour 3,000
+    judge_steps:int=None, # Training steps of the judge; by default 1,500, in colour 4,500
     seed:int=0,           # Draws everything
 ) -> list:
     "Label keeping and diversity of affine maps of many ranges, and of the package's G; a row for each."
