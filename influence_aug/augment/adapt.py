@@ -6,7 +6,7 @@
 __all__ = ['TARGET_POLICIES', 'image_losses', 'Trial', 'look_for_shift', 'Decision', 'decide', 'Adaptation', 'adapt']
 
 # %% ../../nbs/augment/30_adapt.ipynb #f60f7260
-import matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib.pyplot as plt, pandas as pd, time, torch
 import torch.nn.functional as F
 from copy import deepcopy
 from dataclasses import dataclass
@@ -232,13 +232,17 @@ def named_for(
     channels,size = x.shape[1:3]
     return NamedGenerator(channels, size, padding_mode='border' if channels==3 else 'zeros')
 
+# %% ../../nbs/augment/30_adapt.ipynb #f719e4cf
+def _tell_rest(n, seconds): print(f'Some {n} trainings to go, {seconds:.0f} s each', flush=True)
+
 # %% ../../nbs/augment/30_adapt.ipynb #c6c9b198
 def _all_trials(splits, G, policies, rounds, e_steps, how):
     "(Name → `Trial`, the augmenter that was learned), with a line about each."
     def run(name, f, *args):
         print(name, flush=True)
         return f(splits, *args, **how)
-    trials = {k: run(k, train_trial, p) for k,p in policies.items()}
+    start,trials = time.time(),{k: run(k, train_trial, p) for k,p in policies.items()}
+    _tell_rest(2*len(policies)+rounds+6, (time.time()-start)/len(policies))
     trials['learned'],augmenter = run('learned', search_learned, trials['random_tau'].learn.model, G, rounds, e_steps)
     trials['joint'] = run('joint', search_joint, list(policies.values()))
     trials['learned_joint'] = run('learned_joint', search_joint, [augmenter], (.25,.125))
@@ -253,7 +257,7 @@ def adapt(
     refit=True,    # Train F again with the watching half too, where labels are added
     seed=0,        # Draws everything random
     e_steps=150,   # Steps of E
-    **kwargs,      # For `train_classifier`, and `also`, policies that are always used, such as a flip
+    **kwargs,      # For `train_classifier`; `also`, policies always used, such as a flip; `train`, its stand-in
 ) -> Adaptation:
     "Try random policies, learned, joint, and learned + joint; decide by the loss on labels that trained nothing."
     check_target(splits, policies or {})

@@ -21,8 +21,10 @@ from .run import *
 
 # %% ../../nbs/studies/57_cifar10.ipynb #05932046
 from ..core.batches import check_name
+from ..augment.adapt import named_for, shift_augmenter
 from ..augment.callbacks import listed
 from ..augment.classifier import one_cycle
+from ..augment.estimator import holdout_figures
 from .methods import fixed_policy, suggestion_for
 
 # %% ../../nbs/studies/57_cifar10.ipynb #a12ce922
@@ -57,12 +59,22 @@ def _asked(splits, G, also=(), e_steps=0, train=None, **kw):
     found = suggestion_for(splits, train=lambda splits, **kw: train(splits, always, **kw), **kw)
     return [*found.cbs, *always],None,dict(suggestion=found.suggestion)
 
+# %% ../../nbs/studies/57_cifar10.ipynb #b61b235e
+def _shared(splits, G, also=(), e_steps=150, train=None, seed=0, **kw):
+    "Train with one distribution of the named model's quantities, learned on an F that is trained with random τ of it."
+    named,padding = named_for(splits.labelled.x),splits.source.crop_padding
+    model = train(splits, with_crop(random_tau(named), *also, padding=padding), seed=seed, **kw).model
+    augmenter = shift_augmenter(splits, model, named, e_steps=e_steps, seed=seed)
+    figures = holdout_figures(model, augmenter, random_tau(named), splits)
+    return with_crop(augmenter, *also, padding=padding),augmenter,figures
+
 # %% ../../nbs/studies/57_cifar10.ipynb #85010a9b
-_FROM_MNIST = 'none','crop','randaugment','trivialaugment','random_tau','paper','implicit','shared','maxup'
+_FROM_MNIST = 'none','crop','randaugment','trivialaugment','random_tau','paper','implicit','maxup'
 CIFAR10_METHODS = {k: METHODS[k] for k in _FROM_MNIST} | {
     'heuristic':   fixed_policy(_affine, _colour),
     'autoaugment': fixed_policy(lambda G: autoaugment('cifar10')),
     'aug_find':    _asked,
+    'shared':      _shared,
 }
 
 # %% ../../nbs/studies/57_cifar10.ipynb #d2192db1
