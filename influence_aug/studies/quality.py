@@ -208,7 +208,8 @@ def train_and_measure(
 
 # %% ../../nbs/studies/47_quality.ipynb #c22a4690
 GENERATOR = Study('generator', train_and_measure, ('dataset','seed'), 'results/wgan.csv',
-                  lambda: [dict(dataset=k, out=f'{k}.safetensors') for k in ('mnist','cifar10')], threads=2)
+                  lambda: [dict(dataset=k, out=f'{k}.safetensors', bf16=k=='cifar10') for k in ('mnist','cifar10')],
+                  threads=2)
 
 # %% ../../nbs/studies/47_quality.ipynb #59f214f1
 _SINGLE = dict(degrees=[5, 10, 15, 20, 30], scale=[.1, .15, .2, .3], shear=[5, 10, 15, 20, 30],
