@@ -1800,8 +1800,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'influence_aug/studies/methods.py'),
                                                'influence_aug.studies.methods._label_honest': ( 'studies/methods.html#_label_honest',
                                                                                                 'influence_aug/studies/methods.py'),
-                                               'influence_aug.studies.methods._of_all': ( 'studies/methods.html#_of_all',
-                                                                                          'influence_aug/studies/methods.py'),
                                                'influence_aug.studies.methods._over_named': ( 'studies/methods.html#_over_named',
                                                                                               'influence_aug/studies/methods.py'),
                                                'influence_aug.studies.methods._tested': ( 'studies/methods.html#_tested',

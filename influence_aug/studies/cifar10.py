@@ -16,6 +16,7 @@ from ..augment.callbacks import *
 from ..augment.classifier import *
 from ..augment.policies import *
 from ..augment.resnets import *
+from ..augment.tanda import *
 from .methods import *
 from .run import *
 
@@ -69,12 +70,20 @@ def _shared(splits, G, also=(), e_steps=150, train=None, seed=0, **kw):
     return with_crop(augmenter, *also, padding=padding),augmenter,figures
 
 # %% ../../nbs/studies/57_cifar10.ipynb #85010a9b
-_FROM_MNIST = 'none','crop','randaugment','trivialaugment','random_tau','paper','implicit','maxup'
-CIFAR10_METHODS = {k: METHODS[k] for k in _FROM_MNIST} | {
-    'heuristic':   fixed_policy(_affine, _colour),
-    'autoaugment': fixed_policy(lambda G: autoaugment('cifar10')),
-    'aug_find':    _asked,
-    'shared':      _shared,
+_POLICIES = dict(randaugment=lambda G: randaugment(), trivialaugment=lambda G: trivialaugment(),
+                 autoaugment=lambda G: autoaugment('cifar10'), tanda_mf=lambda G: load_sequences('tanda_mf_cifar10'),
+                 tanda_lstm=lambda G: load_sequences('tanda_lstm_cifar10'))
+
+# %% ../../nbs/studies/57_cifar10.ipynb #f7459478
+CIFAR10_METHODS = {
+    'none':      METHODS['none'],
+    'crop':      fixed_policy(),
+    'heuristic': fixed_policy(_affine, _colour),
+    **{k: fixed_policy(f) for k,f in _POLICIES.items()},
+    **{f'{k}_all': fixed_policy(f, p=1.) for k,f in _POLICIES.items()},
+    'aug_find':  _asked,
+    'shared':    _shared,
+    **{k: METHODS[k] for k in ('random_tau','paper','implicit','maxup')},
 }
 
 # %% ../../nbs/studies/57_cifar10.ipynb #d2192db1
@@ -111,14 +120,10 @@ def _recipes():
                    [dict(bs=64, steps=2000, lr=lr) for lr in (.05,.1,.3)])
     return [dict(method='crop', seed=0, bf16=True) | o for o in (family, *(o | best for o in large+small))]
 
-# %% ../../nbs/studies/57_cifar10.ipynb #2d540de7
-_LAST = 'random_tau','paper','implicit','maxup'
-
 # %% ../../nbs/studies/57_cifar10.ipynb #59435195
 def _rows():
-    "Every method on three labelled sets, by the recipe that was chosen; what needs G last."
-    first = [k for k in CIFAR10_METHODS if k not in _LAST]
-    return [dict(method=k, seed=s, bf16=True) for s in range(3) for k in (*first, *_LAST)]
+    "Every method on three labelled sets, by the recipe that was chosen."
+    return [dict(method=k, seed=s, bf16=True) for s in range(3) for k in CIFAR10_METHODS]
 
 # %% ../../nbs/studies/57_cifar10.ipynb #1423029e
 _KEY = 'method','frac','scale','seed','steps','bs','lr','wd','schedule','bf16'

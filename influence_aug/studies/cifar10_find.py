@@ -17,16 +17,19 @@ from .run import *
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #7d6b75c1
 from ..core.batches import check_name
-from .cifar10 import residual_trainer
+from .cifar10 import CIFAR10, CIFAR10_SCALES, residual_trainer
 from .find import PHOTO_CANDIDATES, default_candidate, watching_losses
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #5e809f47
 CIFAR10_CANDIDATES = [k for k in PHOTO_CANDIDATES if k!='mirror']
 
+# %% ../../nbs/studies/57a_cifar10_find.ipynb #f3621075
+_RECIPE = {k: CIFAR10.settings()[k] for k in ('bs','lr','wd','schedule')} | dict(bf16=True)
+
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #9f75c7e3
 def _trained(splits, first, seed, steps):
     "A Learner of twenty layers, trained with a mirror and a crop after `first`."
-    train = residual_trainer(20, lr=.3, wd=5e-4, schedule='one_cycle', bf16=True)
+    train = residual_trainer(CIFAR10_SCALES['cpu'], **_RECIPE)
     return train(splits, [*first, *with_crop(mirror, padding=splits.source.crop_padding)], steps=steps, seed=seed)
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #72fe2f45

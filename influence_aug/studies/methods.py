@@ -30,13 +30,11 @@ def _cropped(splits, *policies): return with_crop(*policies, padding=splits.sour
 
 # %% ../../nbs/studies/41_methods.ipynb #ee804100
 def fixed_policy(
-    *make,  # Functions of G that return a policy
+    *make, # Functions of G that return a policy
+    p=.5,  # Probability of an image to be changed by each
 ):
     "A method that trains with the policies that each of `make` returns, and a crop."
-    return lambda splits, G, also=(), **kw: (_cropped(splits, *(m(G) for m in make), *also), None, {})
-
-# %% ../../nbs/studies/41_methods.ipynb #03d19f49
-def _of_all(make): return lambda splits, G, also=(), **kw: ([Augment(make(G), 1.), *_cropped(splits, *also)], None, {})
+    return lambda splits, G, also=(), **kw: ([*(Augment(m(G), p) for m in make), *_cropped(splits, *also)], None, {})
 
 # %% ../../nbs/studies/41_methods.ipynb #d0fa704e
 def learned_policy(
@@ -140,7 +138,8 @@ METHODS = {
 # %% ../../nbs/studies/41_methods.ipynb #d781a7a8
 _SEQUENCES = dict(heuristic=lambda G: random_functions(), tanda_mf=lambda G: load_sequences('tanda_mf'),
                   tanda_lstm=lambda G: load_sequences('tanda_lstm'))
-METHODS |= {k: fixed_policy(f) for k,f in _SEQUENCES.items()} | {f'{k}_all': _of_all(f) for k,f in _SEQUENCES.items()}
+METHODS |= {k: fixed_policy(f) for k,f in _SEQUENCES.items()}
+METHODS |= {f'{k}_all': fixed_policy(f, p=1.) for k,f in _SEQUENCES.items()}
 
 # %% ../../nbs/studies/41_methods.ipynb #39fe0880
 METHODS |= {

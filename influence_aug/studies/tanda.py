@@ -50,13 +50,15 @@ def _grid(dataset, weights):
     return [dict(dataset=dataset, kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in lrs for w in weights]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #9c3d1092
-_CHOSEN = dict(tanda_mf=dict(kind='mean_field', lr=3e-4), tanda_lstm=dict(kind='lstm', lr=3e-3))
+_CHOSEN = {'tanda_mf': dict(dataset='mnist', kind='mean_field', lr=3e-4, steps=1700),
+           'tanda_lstm': dict(dataset='mnist', kind='lstm', lr=3e-3, steps=1700),
+           'tanda_mf_cifar10': dict(dataset='cifar10', kind='mean_field', lr=3e-4, steps=1250),
+           'tanda_lstm_cifar10': dict(dataset='cifar10', kind='lstm', lr=3e-4, steps=1250)}
 
 # %% ../../nbs/studies/44a_tanda.ipynb #240c8190
 def _epochs():
-    "What comes with the package: each kind for 1,700 batches, with the settings chosen from the grid."
-    how = dict(mse_weight=3e-4, steps=1700)
-    return [o | how | dict(out=f'influence_aug/sequences/{k}.safetensors') for k,o in _CHOSEN.items()]
+    "What comes with the package: each kind for about an epoch, with the settings chosen from the grid."
+    return [dict(mse_weight=3e-4, out=f'influence_aug/sequences/{k}.safetensors') | o for k,o in _CHOSEN.items()]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #0802aa73
 TANDA = Study('tanda', learn_sequences, ('dataset','kind','lr','disc_lr','mse_weight','steps','seed'),
