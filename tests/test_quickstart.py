@@ -10,6 +10,7 @@ import numpy as np
 from fastai.learner import Learner
 from PIL import Image
 
+import influence_aug.all as everything
 from influence_aug.augment.callbacks import Augment
 
 ROOT = Path(__file__).parents[1]
@@ -34,3 +35,8 @@ def test_heavy_cells_run(tmp_path, monkeypatch):
         if 'learn.aug_find()' in source and not names['found'].cbs: names['found'].policy = lambda x: 1-x
     plt.close('all')
     assert len(HEAVY) >= 6 and len(names['found'].table) >= 30 and (tmp_path/'images'/'find.png').exists() and isinstance(names['learn'].augment, Augment)
+
+
+def test_the_short_import_hides_nothing_of_fastai():
+    hidden = [k for k in everything.__all__ if getattr(vision, k, None) not in (None, getattr(everything, k))]
+    assert not hidden and everything.resumable
