@@ -92,12 +92,12 @@ def test_the_recipe_reaches_every_training_of_a_method():
 
 
 def test_a_policy_of_the_package_or_of_a_file(tmp_path):
-    for name in ('tanda_mf', 'tanda_lstm'):
+    for name, channels, side in (('tanda_mf', 1, 28), ('tanda_lstm', 1, 28), ('tanda_mf_cifar10', 3, 32), ('tanda_lstm_cifar10', 3, 32)):
         policy = load_sequences(name)
         policy.save(tmp_path/'own.safetensors')
         same = load_sequences(tmp_path/'own.safetensors').sequences.state_dict()
         assert all(torch.equal(v, same[k]) for k, v in policy.sequences.state_dict().items())
-        x = torch.rand(3, 1, 28, 28)
+        x = torch.rand(3, channels, side, side)
         assert policy(x).shape == x.shape
     with pytest.raises(ValueError, match="No sequences 'tanda_gru' in the package: expected one of .*tanda_lstm"): load_sequences('tanda_gru')
     with pytest.raises(FileNotFoundError): load_sequences(tmp_path/'none.safetensors')
