@@ -51,9 +51,11 @@ class LSTMSequences(nn.Module):
     def __init__(self,
         functions:str='grey', # A name in `FUNCTIONS`
         length:int=10,        # T, functions in a row; raises `ValueError` below 1
+        logit_range:float=4., # The greatest logit; the least is 0
     ):
         super().__init__()
-        self.config,n = dict(functions=functions, length=check_count('length', length)),len(FUNCTIONS[functions])
+        self.config = dict(functions=functions, length=check_count('length', length), logit_range=logit_range)
+        n = len(FUNCTIONS[functions])
         self.cell,self.first = nn.LSTMCell(n, n),nn.Parameter(torch.zeros(n))
 
     def forward(self, k): return self._run(len(k), k)[1]
@@ -64,9 +66,10 @@ class LSTMSequences(nn.Module):
 def _run(self:LSTMSequences, n, k=None):
     "`n` sequences, drawn unless they are given as `k`, and log p of their steps; both (n, T)."
     fed,state,drawn,log_probs = self.first.expand(n, -1),None,[],[]
+    half = self.config['logit_range']/2
     for t in range(self.config['length']):
         state = self.cell(fed, state)
-        log_p = (2*(state[0]+1)).log_softmax(1)                              # (n, K)
+        log_p = (half*(state[0]+1)).log_softmax(1)                           # (n, K)
         drawn.append(torch.multinomial(log_p.exp(), 1)[:,0] if k is None else k[:,t])
         log_probs.append(log_p.gather(1, drawn[-1][:,None])[:,0])
         fed = F.one_hot(drawn[-1], len(self.first)).to(fed)
@@ -214,6 +217,7 @@ def train_tanda(
     lr=1e-3,          # Learning rate of the generator of sequences
     gamma=.5,         # γ
     length=10,        # T, functions in a row
+    model_args=None,  # Further settings of the sequences, as `logit_range` of `LSTMSequences`
     seed=0,           # Draws everything random
     device=None,      # Where to train, by default fastai's choice
     cbs=None,         # Further callbacks
@@ -225,9 +229,10 @@ def train_tanda(
     set_seed(own_seed(seed, cbs), reproducible=True)
     images = _unlabelled(images) if isinstance(images, torch.Tensor) else images
     told = dict(kind=kind, functions=functions, steps=steps, bs=bs, lr=lr, gamma=gamma, length=length, seed=seed)
-    saving = _checkpoints(checkpoint, images=_fingerprint(images), **told, **kwargs)
+    own = model_args or {}
+    saving = _checkpoints(checkpoint, images=_fingerprint(images), **told, **own, **kwargs)
     dls = tensor_dls(images, images[:200], bs, steps//epochs, valid_bs=100, device=device)
-    return _fit_sequences(dls, SEQUENCES[kind](functions, length), lr, gamma, epochs, SequenceGame(**kwargs),
+    return _fit_sequences(dls, SEQUENCES[kind](functions, length, **own), lr, gamma, epochs, SequenceGame(**kwargs),
                           [*L(cbs), *saving])
 
 # %% ../../nbs/augment/38_tanda.ipynb #a22c30b0

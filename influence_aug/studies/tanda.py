@@ -7,6 +7,7 @@ __all__ = ['TANDA', 'learn_sequences']
 
 # %% ../../nbs/studies/44a_tanda.ipynb #8fbb8731
 import numpy as np
+from itertools import product
 from ..core.datasets import *
 from ..augment.tanda import *
 from .run import *
@@ -24,16 +25,18 @@ def learn_sequences(
     lr:float=1e-3,           # Learning rate of the sequences
     disc_lr:float=1e-5,      # Of the discriminator
     mse_weight:float=1e-4,   # λ, weight of the penalty for staying where one started
+    logit_range:float=4.,    # Of the LSTM; the authors have 6 on CIFAR-10
     steps:int=300,           # Batches of 32 images; 1,700 were an epoch of the authors' 55,000
     seed:int=0,              # Draws everything
     out:str=None,            # Where the sequences go
 ):
     "Train a generator of sequences on images without labels; returns a row's figures."
-    pool = get_source(dataset).pool
-    learn = train_tanda(pool, kind, 'grey' if pool.x.shape[1]==1 else 'colour', steps, 5, lr=lr, seed=seed,
-                        disc_lr=disc_lr, mse_weight=mse_weight, width=32)
+    pool,how = get_source(dataset).pool,dict(lr=lr, disc_lr=disc_lr, mse_weight=mse_weight, seed=seed)
+    bounded = dict(logit_range=logit_range) if kind=='lstm' else {}
+    learn = train_tanda(pool, kind, 'grey' if pool.x.shape[1]==1 else 'colour', steps, 5, width=32,
+                        model_args=bounded, **how)
     policy = SequencePolicy(learn.model)
-    if out: policy.save(out, dataset=dataset, lr=lr, disc_lr=disc_lr, mse_weight=mse_weight, steps=steps, seed=seed)
+    if out: policy.save(out, dataset=dataset, steps=steps, **how, **bounded)
     return _told(learn.recorder.values[-1][-1], policy.frequencies(20000))
 
 # %% ../../nbs/studies/44a_tanda.ipynb #db0f5be9
@@ -44,10 +47,10 @@ def _told(against_random, shares):
                 most=most[0], share=most[1], least=least[0], least_share=least[1])
 
 # %% ../../nbs/studies/44a_tanda.ipynb #14cfd6a1
-def _grid(dataset, weights):
-    "Both kinds at three learning rates and the given weights λ."
-    lrs = 3e-4,1e-3,3e-3
-    return [dict(dataset=dataset, kind=k, lr=lr, mse_weight=w) for k in SEQUENCES for lr in lrs for w in weights]
+def _grid(dataset, weights, **lstm):
+    "Both kinds at three learning rates and the given weights λ; `lstm` are settings of that kind."
+    grid = product(SEQUENCES, (3e-4,1e-3,3e-3), weights)
+    return [dict(dataset=dataset, kind=k, lr=lr, mse_weight=w) | (lstm if k=='lstm' else {}) for k,lr,w in grid]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #9c3d1092
 _CHOSEN = {'tanda_mf': dict(dataset='mnist', kind='mean_field', lr=3e-4, steps=1700),
@@ -61,5 +64,6 @@ def _epochs():
     return [dict(mse_weight=3e-4, out=f'influence_aug/sequences/{k}.safetensors') | o for k,o in _CHOSEN.items()]
 
 # %% ../../nbs/studies/44a_tanda.ipynb #0802aa73
-TANDA = Study('tanda', learn_sequences, ('dataset','kind','lr','disc_lr','mse_weight','steps','seed'),
-              'results/tanda.csv', lambda: _grid('mnist', (3e-5,3e-4))+_epochs()+_grid('cifar10', (3e-4,)))
+TANDA = Study('tanda', learn_sequences, ('dataset','kind','lr','disc_lr','mse_weight','logit_range','steps','seed'),
+              'results/tanda.csv', lambda: _grid('mnist', (3e-5,3e-4))+_epochs()+_grid('cifar10', (3e-4,))
+                                           +_grid('cifar10', (1e-3,), logit_range=6.))
