@@ -687,6 +687,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'influence_aug/augment/resumable.py'),
                                                  'influence_aug.augment.resumable._keep': ( 'augment/resumable.html#_keep',
                                                                                             'influence_aug/augment/resumable.py'),
+                                                 'influence_aug.augment.resumable._module_words': ( 'augment/resumable.html#_module_words',
+                                                                                                    'influence_aug/augment/resumable.py'),
                                                  'influence_aug.augment.resumable._take': ( 'augment/resumable.html#_take',
                                                                                             'influence_aug/augment/resumable.py'),
                                                  'influence_aug.augment.resumable._told_as_text': ( 'augment/resumable.html#_told_as_text',

@@ -7,22 +7,37 @@ __all__ = ['resumable']
 
 # %% ../../nbs/augment/28a_resumable.ipynb #75609bcf
 import os, torch
+from fastai.callback.core import Callback
+from fastcore.foundation import L
 from functools import partial
 from itertools import count
 from pathlib import Path
+from torch import nn
+from weakref import WeakKeyDictionary
 from ..core.data import *
 from ..core.policy import *
+from .classifier import *
+
+# %% ../../nbs/augment/28a_resumable.ipynb #af61c847
 from ..core.randomness import random_states, set_random_states
 from .callbacks import listed
-from .classifier import *
 from .classifier import one_cycle
 from .generator import _fingerprint, _setting_text
+
+# %% ../../nbs/augment/28a_resumable.ipynb #608ffe43
+def _module_words(m):
+    "A module by the sum of its weights, or by its settings where it has none."
+    weights = sum(p.detach().abs().sum().item() for p in m.parameters())
+    return f'{type(m).__name__} of {weights:.3g}' if weights else ' '.join(repr(m).split())
 
 # %% ../../nbs/augment/28a_resumable.ipynb #4fa001f1
 def _words(o):
     "A value that a callback holds, in words."
     if isinstance(o, Images): return _fingerprint(o)
     if isinstance(o, Policy): return _words(o.f)
+    if isinstance(o, Callback): return _callback_words(o)
+    if isinstance(o, nn.Module): return _module_words(o)
+    if isinstance(o, (list,tuple,L)): return f"[{', '.join(map(_words, o))}]"
     plain = isinstance(o, (int,float,str,partial))
     return getattr(o, '__qualname__', None) or (_setting_text(o) if plain else type(o).__name__)
 
@@ -34,10 +49,10 @@ def _callback_words(cb):
 
 # %% ../../nbs/augment/28a_resumable.ipynb #a66cd6dd
 def _told_as_text(splits, cbs, kwargs):
-    "What a training depends on, as far as it can be told in words."
+    "What a training depends on, as far as it can be told in words; `cbs` are words."
     images = [_fingerprint(o) for o in (splits.labelled, splits.tune, splits.holdout)]
     settings = {k: _setting_text(v) for k,v in sorted(kwargs.items())}
-    return f'{images}; {[_callback_words(o) for o in listed(cbs)]}; {settings}'
+    return f'{images}; {cbs}; {settings}'
 
 # %% ../../nbs/augment/28a_resumable.ipynb #a8be427a
 def _keep(path, learn, words):
@@ -64,10 +79,11 @@ def resumable(
     train=train_classifier,  # `train(splits, cbs, fit=, **kwargs)` returns F's Learner, `fit(learn, epochs, lr)` trains
 ):
     "A `train` that takes its first, second, … F from `folder` where it is there; raises `ValueError` for another's."
-    folder,numbers = Path(folder),count()
+    folder,numbers,told = Path(folder),count(),WeakKeyDictionary()
     folder.mkdir(parents=True, exist_ok=True)
     def train_or_take(splits, cbs=None, fit=one_cycle, **kwargs):
-        path,words = folder/f'{next(numbers)}.pth',_told_as_text(splits, cbs, kwargs | dict(fit=fit))
+        used = [told.setdefault(o, _callback_words(o)) for o in listed(cbs)]
+        path,words = folder/f'{next(numbers)}.pth',_told_as_text(splits, used, kwargs | dict(fit=fit))
         if path.exists(): return train(splits, cbs, fit=_take(path, words), **kwargs)
         learn = train(splits, cbs, fit=fit, **kwargs)
         _keep(path, learn, words)
