@@ -48,11 +48,12 @@ def _callback_words(cb):
     return f"{type(cb).__name__}({', '.join(f'{k}={_words(v)}' for k,v in vars(cb).items())})"
 
 # %% ../../nbs/augment/28a_resumable.ipynb #a66cd6dd
-def _told_as_text(splits, cbs, kwargs):
-    "What a training depends on, as far as it can be told in words; `cbs` are words."
+def _told_as_text(splits, cbs, kwargs, told):
+    "What a training depends on, as far as it can be told in words; `told` has those of callbacks seen before."
     images = [_fingerprint(o) for o in (splits.labelled, splits.tune, splits.holdout)]
+    used = [told.setdefault(o, _callback_words(o)) for o in listed(cbs)]
     settings = {k: _setting_text(v) for k,v in sorted(kwargs.items())}
-    return f'{images}; {cbs}; {settings}'
+    return f'{images}; {used}; {settings}'
 
 # %% ../../nbs/augment/28a_resumable.ipynb #a8be427a
 def _keep(path, learn, words):
@@ -82,8 +83,7 @@ def resumable(
     folder,numbers,told = Path(folder),count(),WeakKeyDictionary()
     folder.mkdir(parents=True, exist_ok=True)
     def train_or_take(splits, cbs=None, fit=one_cycle, **kwargs):
-        used = [told.setdefault(o, _callback_words(o)) for o in listed(cbs)]
-        path,words = folder/f'{next(numbers)}.pth',_told_as_text(splits, used, kwargs | dict(fit=fit))
+        path,words = folder/f'{next(numbers)}.pth',_told_as_text(splits, cbs, kwargs | dict(fit=fit), told)
         if path.exists(): return train(splits, cbs, fit=_take(path, words), **kwargs)
         learn = train(splits, cbs, fit=fit, **kwargs)
         _keep(path, learn, words)
