@@ -26,7 +26,7 @@ from ..augment.adapt import named_for, shift_augmenter
 from ..augment.callbacks import listed
 from ..augment.classifier import one_cycle
 from ..augment.estimator import holdout_figures
-from .methods import fixed_policy, suggestion_for
+from .methods import fixed_policy
 
 # %% ../../nbs/studies/57_cifar10.ipynb #a12ce922
 CIFAR10_SCALES = dict(cpu=20, paper=56)
@@ -54,11 +54,10 @@ def _affine(G): return random_affine(padding_mode=G.config['padding_mode'])
 def _colour(G): return v2.ColorJitter(.4, .4, .4)
 
 # %% ../../nbs/studies/57_cifar10.ipynb #38ef7fb4
-def _asked(splits, G, also=(), e_steps=0, train=None, **kw):
+def _asked(splits, G, also=(), train=None, **kw):
     "Train with what `aug_find` suggests to a classifier that has seen a crop and `also`, and with these."
-    always = with_crop(*also, padding=splits.source.crop_padding)
-    found = suggestion_for(splits, train=lambda splits, **kw: train(splits, always, **kw), **kw)
-    return [*found.cbs, *always],None,dict(suggestion=found.suggestion)
+    def seen(splits, **how): return train(splits, with_crop(*also, padding=splits.source.crop_padding), **how)
+    return METHODS['aug_find'](splits, G, also, train=seen, **kw)
 
 # %% ../../nbs/studies/57_cifar10.ipynb #b61b235e
 def _shared(splits, G, also=(), e_steps=150, train=None, seed=0, **kw):

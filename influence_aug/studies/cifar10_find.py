@@ -7,6 +7,7 @@ __all__ = ['CIFAR10_CANDIDATES', 'CIFAR10_RETRAINING', 'WAYS_OF_ASKING', 'CIFAR1
            'predict_on_cifar10']
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #38db025a
+from torchvision.transforms import v2
 from ..core.data import *
 from ..core.datasets import *
 from ..influence.ranking import *
@@ -17,6 +18,7 @@ from .run import *
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #7d6b75c1
 from ..core.batches import check_name
+from ..core.policy import as_policy
 from .cifar10 import CIFAR10, CIFAR10_SCALES, residual_trainer
 from .find import PHOTO_CANDIDATES, default_candidate, watching_losses
 
@@ -66,7 +68,8 @@ def _through_head(splits, asked, seed, steps):
 
 # %% ../../nbs/studies/57a_cifar10_find.ipynb #5eb1c25c
 def _through_training(splits, asked, seed, steps, bs=128):
-    how = dict(trainings=1, steps=steps, bs=bs, base=crop(splits.source.crop_padding), seed=seed)
+    always = as_policy([v2.RandomHorizontalFlip(), crop(splits.source.crop_padding)])
+    how = dict(trainings=1, steps=steps, bs=bs, base=always, seed=seed)
     model = resnet(3, len(splits.labelled.vocab))
     return rank_augmentations(model, splits.labelled, splits.tune, asked, 'training', **how)
 

@@ -70,7 +70,7 @@ def suggestion_for(
     train=train_classifier, # `train(splits, seed=)` returns the Learner that is asked
     **kwargs,               # For `train`
 ):
-    "What `aug_find` suggests to a classifier of `splits` that has seen no augmentation."
+    "What `aug_find` suggests to the classifier that `train` returns, by default one that has seen no augmentation."
     learn = train(splits, seed=seed, **kwargs)
     return learn.aug_find(train=splits.labelled, valid=splits.tune, show_plot=False, seed=seed)
 
